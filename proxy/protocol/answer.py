@@ -1,0 +1,58 @@
+"""The head of an answer as it stands at the front of a flight: made once, sent to every subscriber.
+
+Its header lines are rendered when it is made, so that a thousand followers cost a thousand joins of ready bytes and
+not a thousand renderings.
+"""
+
+from __future__ import annotations
+
+from proxy.protocol.message import HeaderList
+
+# What tells an intermediary to hand a stream on byte by byte; sent with every event stream.
+_STREAM_LINES = b"cache-control: no-cache, no-transform\r\nx-accel-buffering: no\r\n"
+
+
+def render_headers(headers: HeaderList) -> bytes:
+    """Header lines with their line ends, as on the wire."""
+    return b"".join([b"%b: %b\r\n" % header for header in headers])
+
+
+class AnswerHead:
+    """Status and headers of one answer, without the lines that belong to one exchange. Frozen after construction."""
+
+    __slots__ = ("block", "leader_block", "leader_only", "length", "request_id", "shared", "status", "streams")
+
+    def __init__(
+        self,
+        status: int,
+        shared: HeaderList,
+        leader_only: HeaderList | None = None,
+        *,
+        length: int | None = None,
+        streams: bool = False,
+    ) -> None:
+        self.status = status
+        self.shared = shared
+        """Headers for everybody; no framing, nothing hop-by-hop."""
+        self.leader_only = leader_only or []
+        """Headers that describe the one upstream call (rate limits, its processing time)."""
+        self.length = length
+        """Bytes of the body if the upstream said so."""
+        self.streams = streams
+        """The body is an event stream."""
+        self.request_id = b""
+        for name, value in shared:
+            if name in (b"x-request-id", b"request-id"):
+                self.request_id = value
+                break
+        self.block = _without_cache_control(shared) + _STREAM_LINES if streams else render_headers(shared)
+        self.leader_block = render_headers(self.leader_only)
+
+    def __repr__(self) -> str:
+        kind = "stream" if self.streams else "whole"
+        return f"<AnswerHead {self.status} {kind} {len(self.shared)} headers>"
+
+
+def _without_cache_control(headers: HeaderList) -> bytes:
+    kept = [header for header in headers if header[0] not in (b"cache-control", b"x-accel-buffering")]
+    return render_headers(kept)

@@ -1,0 +1,23 @@
+"""Who a request acts for: the record that access makes, policy reads and accounting charges."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from proxy.protocol.message import HeaderList
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """One caller at one provider. Holds no secret beyond the header that is sent on."""
+
+    scope: bytes
+    """Whose flights and cache entries its requests may meet; 16 bytes."""
+    key_id: str
+    """Digest prefix that names the credential in logs; never the credential."""
+    credential: HeaderList
+    """What authenticates the upstream request; empty when there is nothing to present."""
+    credential_id: bytes
+    """Digest of the upstream credential, for the fingerprint; 16 bytes."""
+    own: bool
+    """The credential is the caller's; ``False`` when the provider key of this proxy is used."""

@@ -1,0 +1,110 @@
+"""The plan: everything that was decided about one request before anything was done about it.
+
+A plan is frozen and a pure function of (request, principal, catalog snapshot, settings): equal requests get equal
+plans, which is what lets them share a flight. The room `policy/` makes it, `pipeline` and `production` carry it out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from proxy.protocol.message import HeaderList
+from proxy.protocol.routes import Dialect, Route
+
+
+class ShareClass(Enum):
+    """What kind of answer a request asks for; the letters are those of the sharing table in README."""
+
+    PURE = "A"
+    DETERMINISTIC = "B"
+    SAMPLED = "C"
+    TOOLS = "D"
+    COSTLY = "E"
+    EFFECTS = "F"
+    TIME_DEPENDENT = "G"
+
+
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """How a request may meet others in the air."""
+
+    registers: bool = False
+    """Its flight is put where others can find it."""
+    joins: bool = False
+    """It may join the primary flight of its key."""
+    retry: bool = False
+    """A marked retry: prefers a flight that lingers, and may join one that is no longer primary."""
+    leads: bool = True
+    """It may start a flight of its own (``only-if-cached`` may not)."""
+    why: str = ""
+    """Low-cardinality reason for not sharing, for the metric and the log; empty when it shares."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caching:
+    """How a request meets the response cache. Times in seconds."""
+
+    reads: bool = False
+    writes: bool = False
+    ttl_s: float = 0.0
+    stale_while_revalidate_s: float = 0.0
+    stale_if_error_s: float = 0.0
+    max_age_s: float | None = None
+    """An entry older than this is a miss for this caller."""
+    max_stale_s: float | None = None
+    """How stale an entry this caller accepts beyond its freshness; ``None`` leaves it to the route."""
+
+    @property
+    def keeps_s(self) -> float:
+        """How long an entry is worth keeping at all."""
+        return self.ttl_s + max(self.stale_while_revalidate_s, self.stale_if_error_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One place an answer can come from."""
+
+    provider: str
+    """Name in the catalog: ``openai``, ``anthropic``, ``mistral`` …"""
+    dialect: Dialect
+    scheme: str
+    host: str
+    port: int
+    base_path: str
+    """Prefix of every path, without a trailing slash; usually empty."""
+    origin: str
+    """The four before as one text, for the fingerprint."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What will be done for one request."""
+
+    route: Route
+    target: Target
+    method: str
+    upstream_path: str
+    """Path and query to send, base path included."""
+    headers: HeaderList
+    """Headers to send, credential and minted ones included; no Host, no framing."""
+    model: str
+    """As the caller named it; empty where the route has none."""
+    streams: bool
+    """The caller asked for a stream."""
+    share_class: ShareClass
+    sharing: Sharing
+    caching: Caching
+    leave_s: float
+    """How long its flight waits for somebody after everybody left: 0 cancels at once, infinity runs to the end."""
+    first_byte_s: float
+    idle_s: float
+    total_s: float
+    scope: bytes
+    """Whose flights and cache entries this one may meet; opaque, 16 bytes."""
+    key: bytes | None
+    """The fingerprint, 32 bytes, or ``None`` where the request cannot be fingerprinted."""
+    idempotency: bytes | None = None
+    """Index of (scope, Idempotency-Key), 32 bytes, or ``None``."""
+    idempotency_print: bytes | None = None
+    """Fingerprint without the idempotency key, to notice a key used twice for different requests."""

@@ -1,0 +1,87 @@
+"""The way out: our own wire for everything direct, aiohttp's client where an outbound proxy stands in between and for
+WebSockets. The latter is only made when it is first needed: most processes never do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from proxy.clock import Clock, Deadlines
+from proxy.config.settings import Settings
+from proxy.protocol.message import HeaderList
+from proxy.upstream.base import Origin, Patience, Receiver, UpstreamRequest
+from proxy.upstream.client import WireTransport
+from proxy.upstream.connect import Connector, make_tls_context
+from proxy.upstream.dns import Resolver
+from proxy.upstream.pool import Limits
+from proxy.upstream.proxies import ProxyRules
+from proxy.upstream.session import SessionTransport
+from proxy.upstream.websocket import UpstreamSocket
+
+
+class Outbound:
+    """A transport over two transports. Needs a running loop; raises ``OSError`` or ``ValueError`` for a CA file or an
+    outbound proxy that cannot be used."""
+
+    # Mutable state: _session, made by `_proxied` once.
+    __slots__ = ("_clock", "_deadlines", "_limits", "_may_proxy", "_resolver", "_rules", "_session", "_tls", "wire")
+
+    def __init__(
+        self, settings: Settings, clock: Clock, deadlines: Deadlines, environment: Mapping[str, str]
+    ) -> None:
+        self._clock = clock
+        self._deadlines = deadlines
+        self._limits = Limits(max_connections=settings.pool_max_connections, idle_s=settings.pool_idle_s)
+        self._resolver = Resolver(clock, deadlines)
+        self._tls = make_tls_context(settings.ca_file or None)
+        self._rules = ProxyRules.from_environment(environment)
+        self._may_proxy = bool(self._rules.http or self._rules.https)
+        self._session: SessionTransport | None = None
+        self.wire = WireTransport(clock, deadlines, Connector(self._resolver, self._tls), self._limits)
+
+    async def exchange(self, request: UpstreamRequest, receiver: Receiver, patience: Patience) -> None:
+        """See ``base.Transport``."""
+        if self._may_proxy and self._rules.proxy_for(request.origin) is not None:
+            await self._proxied().exchange(request, receiver, patience)
+        else:
+            await self.wire.exchange(request, receiver, patience)
+
+    async def connect_websocket(
+        self, origin: Origin, target: str, headers: HeaderList, protocols: Sequence[str], patience: Patience
+    ) -> UpstreamSocket:
+        """Open a WebSocket. Raises ``HandshakeRefusedError`` or another ``ProxyError``."""
+        return await self._proxied().connect_websocket(origin, target, headers, protocols, patience)
+
+    def _proxied(self) -> SessionTransport:
+        if self._session is None:
+            self._session = SessionTransport(
+                self._clock,
+                self._deadlines,
+                self._resolver,
+                self._tls,
+                self._rules.proxy_for,
+                limit=self._limits.max_connections,
+            )
+        return self._session
+
+    @property
+    def dns_stale_used(self) -> int:
+        """Look-ups answered with an outdated address because the resolver failed."""
+        return self._resolver.stale_used
+
+    def sweep(self, now: float) -> None:
+        """Close what was idle too long; the janitor's duty."""
+        self.wire.sweep(now)
+
+    def describe(self) -> dict[str, Any]:
+        """What is open right now."""
+        view = self.wire.describe()
+        if self._session is not None:
+            view["proxied"] = self._session.running
+        return view
+
+    async def close(self) -> None:
+        """Refuse new exchanges; running ones go on."""
+        await self.wire.close()
+        if self._session is not None:
+            await self._session.close()

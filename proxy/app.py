@@ -1,0 +1,311 @@
+"""Every long-lived object, built once in dependency order and closed in reverse. No logic of its own.
+
+    construct → start (listen) → serve → drain (stop admitting, let flights run to the grace) → close
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from proxy.access.identity import Identity
+from proxy.books import Books
+from proxy.cache.hot import HotCache
+from proxy.cache.shared import make_shared_cache
+from proxy.clock import Clock, Deadlines
+from proxy.config.settings import Settings
+from proxy.config.watch import CatalogHolder, ReloadResult
+from proxy.edge.admin import AdminServer, Health, Views
+from proxy.edge.body import BodyLimits
+from proxy.edge.relay import EdgeTools
+from proxy.edge.server import DataServer
+from proxy.edge.websocket import SocketRelay
+from proxy.errors import Kind, ProxyError
+from proxy.exposure import expose
+from proxy.flight.idempotency import IdempotencyIndex
+from proxy.flight.limits import Limits
+from proxy.flight.runner import TaskRunner
+from proxy.flight.table import Table
+from proxy.janitor import Janitor
+from proxy.pipeline import Pipeline
+from proxy.policy.planner import Planner
+from proxy.production import Production
+from proxy.telemetry.log import Logging, get_logger
+from proxy.telemetry.metrics import Metrics
+from proxy.upstream.outbound import Outbound
+
+_LAG_LIMIT_S = 5.0
+
+
+class App:
+    """One proxy process: a data listener, an admin listener and what is behind them."""
+
+    # Mutable state: the listeners between start and close, and `phase`, which the probes read.
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        env: Mapping[str, str] | None = None,
+        logging: Logging | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """Build everything; nothing listens and nothing runs yet. Needs a running loop. Raises ``CatalogError``."""
+        loop = asyncio.get_running_loop()
+        self.settings = settings
+        self.logging = logging
+        self.log = get_logger()
+        self.phase = "starting"
+        clock = self.clock = clock or Clock()
+        deadlines = self.deadlines = Deadlines(clock)
+        secret = _derive_secret(settings)
+        via = b"1.1 sameflight-" + os.urandom(6).hex().encode()
+        self.catalogs = CatalogHolder(settings, os.environ if env is None else env)
+        self.metrics = Metrics()
+        self.hot = HotCache(settings.hot_cache_bytes, max_entry_bytes=settings.max_entry_bytes)
+        self.shared = make_shared_cache(settings.cache_url, secret, clock)
+        self.transport = Outbound(settings, clock, deadlines, os.environ if env is None else env)
+        self.runner = TaskRunner(loop)
+        self.table = Table(clock, deadlines, self.runner, _limits(settings))
+        self.books = Books(
+            clock,
+            self.metrics,
+            logging.access if logging is not None else None,
+            slow_overhead_s=settings.slow_overhead_ms / 1e3,
+            log=self.log,
+        )
+        production = Production(
+            clock=clock,
+            deadlines=deadlines,
+            transport=self.transport,
+            hot=self.hot,
+            shared=self.shared,
+            books=self.books,
+            connect_s=settings.connect_timeout_s,
+        )
+        self.runner.produce = production.run
+        self.idempotency = IdempotencyIndex(clock, settings.idempotency_ttl_s)
+        self.pipeline = Pipeline(
+            clock=clock,
+            catalogs=self.catalogs,
+            identity=Identity(secret, required=settings.auth == "required"),
+            planner=Planner(secret, via, settings.idempotency_ttl_s),
+            hot=self.hot,
+            table=self.table,
+            idempotency=self.idempotency,
+            books=self.books,
+            via_mark=via[4:],
+        )
+        self.sockets = SocketRelay(self.transport.connect_websocket)
+        tools = EdgeTools(
+            clock,
+            deadlines,
+            heartbeat_after_s=settings.heartbeat_after_s,
+            heartbeat_every_s=settings.heartbeat_every_s,
+        )
+        self.server = DataServer(
+            self.pipeline,
+            tools,
+            BodyLimits(settings.max_body_bytes, settings.body_min_rate, settings.body_timeout_s),
+            max_header_bytes=settings.max_header_bytes,
+            head_timeout_s=settings.head_timeout_s,
+            write_stall_s=settings.write_stall_s,
+            keepalive_s=settings.keepalive_s,
+            abort_on_half_close=settings.abort_on_half_close,
+            sockets=self.sockets,
+        )
+        self.admin = AdminServer(
+            Views(
+                live=self._live,
+                ready=self._ready,
+                started=self._started,
+                metrics=self.metrics.render,
+                flights=self._flights,
+            )
+        )
+        self.janitor = Janitor(clock, deadlines, observe_lag=self.metrics.event_loop_lag_seconds.observe)
+        self._add_duties()
+        expose(self)
+        self._stack = AsyncExitStack()
+        self._listener: asyncio.Server | None = None
+        self._admin_listener: asyncio.Server | None = None
+        self._reloading: asyncio.Task[ReloadResult] | None = None
+
+    # -- life -------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Listen. Raises ``OSError`` when an address cannot be had."""
+        settings, loop = self.settings, asyncio.get_running_loop()
+        self.janitor.start()
+        self._stack.callback(self.janitor.stop)
+        self._stack.push_async_callback(self.shared.close)
+        self._stack.push_async_callback(self.transport.close)
+        try:
+            self._admin_listener = await loop.create_server(self.admin, settings.admin_host, settings.admin_port)
+            self._stack.push_async_callback(self._close_admin)
+            if settings.unix_socket:
+                _remove_stale_socket(settings.unix_socket)
+                self._listener = await loop.create_unix_server(self.server, settings.unix_socket, backlog=1024)
+            else:
+                self._listener = await loop.create_server(
+                    self.server, settings.host, settings.port, backlog=1024, reuse_address=True
+                )
+        except OSError:
+            await self._stack.aclose()
+            raise
+        self.phase = "serving"
+
+    async def drain(self, grace_s: float) -> None:
+        """Stop admitting, let what is in the air land within ``grace_s``, end the rest with an error event."""
+        self.phase = "draining"
+        error = ProxyError(Kind.DRAINING, "The proxy is shutting down; try again.", retry_after_s=1.0)
+        self.pipeline.draining = error
+        self.server.draining = True
+        if self._listener is not None:
+            self._listener.close()
+        for connection in self.server.connections:
+            connection.close()
+        await self._landed(grace_s)
+        self.table.close(error)
+        self.table.shut(error)
+        await self.sockets.close()
+        await self._landed(1.0)
+
+    async def _landed(self, within_s: float) -> None:
+        """Wait until no exchange is running, at most ``within_s``."""
+        if self.server.running:
+            self.server.idle = asyncio.get_running_loop().create_future()
+            await asyncio.wait((self.server.idle,), timeout=within_s)
+            self.server.idle = None
+
+    async def close(self) -> None:
+        """End everything that is left, in reverse order of its making."""
+        self.phase = "stopped"
+        if self._listener is not None:
+            self._listener.close()
+        self.table.shut(ProxyError(Kind.DRAINING, "The proxy has stopped."))
+        await asyncio.wait_for(self.runner.wait(), 5.0)
+        await self.server.shutdown(0.1)
+        _remove(self.settings.unix_socket)
+        await self._stack.aclose()
+
+    async def _close_admin(self) -> None:
+        assert self._admin_listener is not None
+        self._admin_listener.close()
+        await self.admin.shutdown(0.1)
+
+    # -- addresses --------------------------------------------------------------------------------------------
+
+    @property
+    def port(self) -> int:
+        """The data listener's port, as bound."""
+        return _port_of(self._listener)
+
+    @property
+    def admin_port(self) -> int:
+        return _port_of(self._admin_listener)
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.settings.host}:{self.port}"
+
+    @property
+    def admin_url(self) -> str:
+        return f"http://{self.settings.admin_host}:{self.admin_port}"
+
+    # -- duties -----------------------------------------------------------------------------------------------
+
+    def _add_duties(self) -> None:
+        add = self.janitor.add
+        add("table", 5.0, self.table.sweep)
+        add("hot_cache", 1.0, lambda: self.hot.sweep(self.clock.now()))
+        add("idempotency", 5.0, self.idempotency.sweep)
+        add("pool", 1.0, lambda: self.transport.sweep(self.clock.now()))
+        add("config", 2.0, self._reload_if_changed)
+
+    def _reload_if_changed(self) -> None:
+        if self.catalogs.changed():
+            self.reload()
+
+    def reload(self) -> None:
+        """Read the catalog file again, off the loop; a bad one changes nothing."""
+        if self._reloading is None or self._reloading.done():
+            self._reloading = asyncio.get_running_loop().create_task(self._reload())
+
+    async def _reload(self) -> ReloadResult:
+        result = await asyncio.to_thread(self.catalogs.reload)
+        if not result.ok:
+            self.log.error("config_reload_failed", problems=[str(problem) for problem in result.problems])
+        elif result.changed:
+            self.hot.advance()
+            self.log.info("config_reloaded", generation=result.generation)
+        return result
+
+    # -- views ------------------------------------------------------------------------------------------------
+
+    def _live(self) -> Health:
+        lag_s = self.janitor.lag_s
+        return Health(lag_s < _LAG_LIMIT_S, {"event_loop_lag_s": round(lag_s, 4)})
+
+    def _ready(self) -> Health:
+        return Health(self.phase == "serving", {"phase": self.phase})
+
+    def _started(self) -> Health:
+        return Health(self.phase != "starting", {"phase": self.phase})
+
+    def _flights(self) -> dict[str, Any]:
+        return {
+            "flights": self.table.describe(),
+            "retained_bytes": self.table.retained_bytes,
+            "keys": len(self.table),
+            "upstream": self.transport.describe(),
+        }
+
+
+def _derive_secret(settings: Settings) -> bytes:
+    """32 bytes under which credentials and requests are hashed: the configured secret's, or this process's own."""
+    given = settings.key_secret.encode() or os.urandom(32)
+    return blake2b(given, digest_size=32, person=b"sameflight/key").digest()
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        max_subscribers=settings.max_subscribers,
+        max_tape_bytes=settings.max_tape_bytes,
+        max_answer_bytes=settings.max_answer_bytes,
+        max_lag_bytes=settings.max_lag_bytes,
+        run_ahead_bytes=settings.run_ahead_bytes,
+        max_stall_s=settings.write_stall_s,
+        retained_bytes=settings.retained_bytes,
+        max_flights=settings.max_flights,
+        max_flights_per_scope=settings.max_flights_per_scope,
+        max_join_age_s=settings.max_join_age_s,
+        max_flight_age_s=settings.total_timeout_s + 60.0,
+    )
+
+
+def _port_of(listener: asyncio.Server | None) -> int:
+    if listener is None or not listener.sockets:
+        return 0
+    return int(listener.sockets[0].getsockname()[1])
+
+
+def _remove_stale_socket(path: str) -> None:
+    """Remove a socket that a killed process left behind; one that somebody listens on is left to fail the bind."""
+    try:
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.connect(path)
+    except ConnectionRefusedError:
+        _remove(path)
+    except OSError:
+        return
+
+
+def _remove(path: str) -> None:
+    if path:
+        Path(path).unlink(missing_ok=True)

@@ -1,0 +1,52 @@
+"""The command line: one parser for all commands. A command's module is imported when it is run, so that
+``sameflight version`` and ``--help`` do not pay for a server.
+
+Exit codes: 0 success, 1 failure, 2 wrong use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from proxy import __version__
+from proxy.cli import config, demo, healthcheck, mock, serve
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The whole grammar."""
+    parser = argparse.ArgumentParser(
+        prog="sameflight",
+        description="An LLM API proxy in which identical concurrent requests share one upstream call.",
+        epilog="Every setting is also an environment variable: see `sameflight config show`.",
+    )
+    parser.add_argument("--version", action="version", version=f"sameflight {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for command in (serve, demo, mock, config, healthcheck):
+        command.add_parser(commands)
+    version = commands.add_parser("version", help="print the version")
+    version.set_defaults(run=_print_version)
+    return parser
+
+
+def _print_version(_: argparse.Namespace) -> int:
+    print(f"sameflight {__version__}")
+    return 0
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code."""
+    try:
+        parsed = make_parser().parse_args(arguments)
+    except SystemExit as stop:  # argparse has printed what was wrong, or the help that was asked for
+        return stop.code if isinstance(stop.code, int) else 2
+    try:
+        code: int = parsed.run(parsed)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has seen enough (`… | head`).
+        sys.stderr.close()
+        return 1
+    return code

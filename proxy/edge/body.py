@@ -1,0 +1,142 @@
+"""Request bodies off the wire: held whole within a bound, or streamed for uploads; never at a trickle.
+
+aiohttp reads a body as slowly as the client likes to send it. `PaceGuard` gives every body a least pace and a held
+one a time limit; both fail the read that waits, so nobody waits for a client that does not send.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from aiohttp import StreamReader
+
+from proxy.clock import Clock, Deadline, Deadlines
+from proxy.errors import Kind, ProxyError
+
+_WINDOW_S = 10.0
+
+
+class BodyLimits(NamedTuple):
+    """Bounds of request bodies: bytes, bytes per second, seconds."""
+
+    max_bytes: int
+    min_rate: int
+    timeout_s: float
+
+
+class PaceGuard:
+    """Fails a body that comes too slowly: fewer than ``min_rate`` bytes a second over ten seconds of waiting."""
+
+    __slots__ = ("_bytes", "_clock", "_content", "_deadline", "_ends_at", "_limits", "fired")
+
+    def __init__(
+        self, content: StreamReader, limits: BodyLimits, clock: Clock, deadlines: Deadlines, *, bounded: bool
+    ) -> None:
+        self._content = content
+        self._limits = limits
+        self._clock = clock
+        self._bytes = 0
+        self._ends_at = clock.now() + limits.timeout_s if bounded else None
+        self.fired = False
+        self._deadline: Deadline | None = deadlines.arm(min(_WINDOW_S, limits.timeout_s), self._check)
+
+    def count(self, size: int) -> None:
+        self._bytes += size
+
+    def _check(self) -> float | None:
+        now = self._clock.now()
+        late = self._ends_at is not None and now >= self._ends_at
+        waits = self._content._waiter is not None  # a body nobody asks for is held up by us, not by the client
+        slow = waits and self._bytes < self._limits.min_rate * _WINDOW_S
+        if late or slow:
+            self._deadline = None
+            self.fired = True
+            why = "body_timeout" if late else "body_rate"
+            error = ProxyError(Kind.REQUEST_TIMEOUT, "The request body came too slowly.", why=why)
+            self._content.set_exception(error)
+            return None
+        self._bytes = 0
+        ends_at = self._ends_at
+        return now + _WINDOW_S if ends_at is None else min(now + _WINDOW_S, ends_at)
+
+    def stop(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+
+async def read_whole(
+    content: StreamReader, declared: int | None, limits: BodyLimits, clock: Clock, deadlines: Deadlines
+) -> bytes:
+    """The whole body. Raises ``ProxyError``: ``TOO_LARGE`` (by declaration or at the bound), ``REQUEST_TIMEOUT``,
+    ``BAD_REQUEST`` for broken framing, ``CLIENT_GONE``."""
+    if declared is not None and declared > limits.max_bytes:
+        raise too_large(limits.max_bytes)
+    if content.is_eof():  # came with the head: the usual case
+        return _bounded(content.read_nowait(-1), limits.max_bytes)
+    guard = PaceGuard(content, limits, clock, deadlines, bounded=True)
+    pieces: list[bytes] = []
+    size = 0
+    try:
+        while piece := await _read(content):
+            size += len(piece)
+            guard.count(len(piece))
+            if size > limits.max_bytes:
+                raise too_large(limits.max_bytes)
+            pieces.append(piece)
+    finally:
+        guard.stop()
+    return b"".join(pieces)
+
+
+class Upload:
+    """A body source that hands pieces on as they come; holds none of them."""
+
+    __slots__ = ("_content", "_guard", "count", "length")
+
+    def __init__(
+        self,
+        content: StreamReader,
+        length: int | None,
+        limits: BodyLimits,
+        clock: Clock,
+        deadlines: Deadlines,
+    ) -> None:
+        self._content = content
+        self.length = length
+        self.count = 0
+        """Bytes read so far."""
+        self._guard = PaceGuard(content, limits, clock, deadlines, bounded=False)
+
+    async def read(self) -> bytes:
+        piece = await _read(self._content)
+        self.count += len(piece)
+        self._guard.count(len(piece))
+        if not piece:
+            self._guard.stop()
+        return piece
+
+    def close(self) -> None:
+        self._guard.stop()
+
+
+async def _read(content: StreamReader) -> bytes:
+    try:
+        return await content.readany()
+    except ProxyError:
+        raise
+    except ConnectionError as gone:
+        raise ProxyError(Kind.CLIENT_GONE, "The client went away while sending its body.", why="body") from gone
+    except Exception as broken:
+        message = "The request body is not framed correctly."
+        raise ProxyError(Kind.BAD_REQUEST, message, detail=repr(broken), why="body_framing") from broken
+
+
+def _bounded(body: bytes, max_bytes: int) -> bytes:
+    if len(body) > max_bytes:
+        raise too_large(max_bytes)
+    return body
+
+
+def too_large(max_bytes: int) -> ProxyError:
+    return ProxyError(Kind.TOO_LARGE, f"The request body is larger than {max_bytes} bytes.")

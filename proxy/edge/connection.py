@@ -1,0 +1,202 @@
+"""A client's connection: aiohttp's request handler with the deadlines and bounds it lacks.
+
+aiohttp parses, keeps alive and pipelines; this subclass adds a deadline and a size for the head of each request, a
+deadline for a client that stops reading, errors as JSON instead of HTML, and tells the relay of the running exchange
+at once when the client's buffer fills up, drains, or the client is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from typing import TYPE_CHECKING, Any, Final
+
+from aiohttp import web
+from aiohttp.http_exceptions import LineTooLong
+from aiohttp.web_protocol import RequestHandler
+
+from proxy.clock import Deadline
+from proxy.edge.relay import Relay
+from proxy.edge.respond import STATUS_LINES
+from proxy.errors import Kind, ProxyError
+from proxy.exchange import make_request_id
+from proxy.protocol.answer import AnswerHead, render_headers
+from proxy.protocol.faults import error_body, error_headers
+from proxy.protocol.routes import Dialect
+
+if TYPE_CHECKING:
+    from proxy.edge.server import DataServer
+
+_NO_LINGER: Final = struct.pack("ii", 1, 0)
+
+
+class Written:
+    """What a handler returns to aiohttp when the relay has written the response itself."""
+
+    __slots__ = ("keep_alive",)
+
+    def __init__(self, *, keep_alive: bool) -> None:
+        self.keep_alive = keep_alive
+
+    async def prepare(self, request: web.BaseRequest) -> None:
+        """Nothing left to prepare."""
+
+    async def write_eof(self) -> None:
+        """Nothing left to write."""
+
+
+class Connection(RequestHandler):
+    """One client connection. Implements `relay.Wire` for the exchange that runs on it."""
+
+    # Mutable state: relay (set by the server for the running exchange), _head_deadline and _head_bytes (of a head
+    # that has begun and is not complete), _stall (while the client takes nothing), _full.
+    def __init__(self, server: DataServer, **options: Any) -> None:
+        super().__init__(server, **options)
+        self.server = server
+        self.relay: Relay | None = None
+        self._head_deadline: Deadline | None = None
+        self._head_bytes = 0
+        self._stall: Deadline | None = None
+        self._full = False
+
+    # -- the transport's calls -------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.server.opened += 1
+        self._expect_head()
+
+    def data_received(self, data: bytes) -> None:
+        idle = self._waiter is not None and self.relay is None
+        before = self._request_count
+        super().data_received(data)
+        if self._request_count != before:
+            self._head_bytes = 0
+            self._forget_head()
+        elif idle:
+            self._head_bytes += len(data)
+            if self._head_bytes > self.server.max_header_bytes:
+                self.refuse(ProxyError(Kind.HEADERS_TOO_LARGE, "The request head is too large."))
+            elif self._head_deadline is None:
+                self._expect_head()
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # asyncio heeds the answer, aiohttp gives none
+        # FIN counts as gone: a client that hung up and one that only closed its half look the same, and an upstream
+        # call must not be paid for the former. The setting serves clients that really do the latter.
+        return not self.server.abort_on_half_close and self.relay is not None
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._forget_head()
+        self._forget_stall()
+        relay = self.relay
+        if relay is not None:
+            relay.lost()
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._full = True
+        self._stall = self.server.tools.deadlines.arm(self.server.write_stall_s, self._stalled)
+        if self.relay is not None:
+            self.relay.pause()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._full = False
+        self._forget_stall()
+        if self.relay is not None:
+            self.relay.resume()
+
+    # -- deadlines -------------------------------------------------------------------------------------------
+
+    def _expect_head(self) -> None:
+        self._head_deadline = self.server.tools.deadlines.arm(self.server.head_timeout_s, self._head_overdue)
+
+    def _forget_head(self) -> None:
+        if self._head_deadline is not None:
+            self._head_deadline.cancel()
+            self._head_deadline = None
+
+    def _head_overdue(self) -> None:
+        self._head_deadline = None
+        if self._head_bytes:
+            self.refuse(ProxyError(Kind.REQUEST_TIMEOUT, "The request head came too slowly.", why="head_timeout"))
+        else:
+            self.server.count_closed("idle")
+            self.close_now()
+
+    def _forget_stall(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
+
+    def _stalled(self) -> None:
+        self._stall = None
+        self.server.count_closed("write_stall")
+        self.abort()
+
+    # -- relay.Wire ------------------------------------------------------------------------------------------
+
+    def write(self, data: bytes) -> None:
+        if self.transport is not None:
+            self.transport.write(data)
+
+    def abort(self) -> None:
+        transport = self.transport
+        if transport is not None:
+            sock = transport.get_extra_info("socket")
+            if sock is not None:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+            transport.abort()
+
+    def close(self) -> None:
+        super().close()
+
+    def close_now(self) -> None:
+        """Flush and close, whatever aiohttp is waiting for."""
+        self.force_close()
+
+    @property
+    def full(self) -> bool:
+        return self._full
+
+    # -- errors before there is an exchange ------------------------------------------------------------------
+
+    def refuse(self, error: ProxyError) -> None:
+        """Answer a request that never became one, and close."""
+        self.server.reject(error)
+        self.write(refusal(error))
+        self.close_now()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> Any:
+        """aiohttp's hook for bytes that are no request, and for exceptions that a handler let out."""
+        error = _unreadable(exc) if status == 400 else ProxyError(Kind.BUG, "Internal error.", detail=repr(exc))
+        self.server.reject(error)
+        self.write(refusal(error))
+        return Written(keep_alive=False)
+
+
+def refusal(error: ProxyError) -> bytes:
+    """A whole response for ``error`` where no route, hence no dialect, is known."""
+    request_id = make_request_id()
+    body = error_body(error, Dialect.OPENAI, request_id)
+    head = AnswerHead(error.kind.status, error_headers(error, request_id))
+    return b"%b%bcontent-length: %d\r\nconnection: close\r\n\r\n%b" % (
+        STATUS_LINES[head.status],
+        render_headers(head.shared),
+        len(body),
+        body,
+    )
+
+
+def _unreadable(exc: BaseException | None) -> ProxyError:
+    if isinstance(exc, LineTooLong):
+        return ProxyError(Kind.HEADERS_TOO_LARGE, "The request head has a line that is too long.", detail=repr(exc))
+    return ProxyError(Kind.BAD_REQUEST, "The request is not valid HTTP/1.1.", detail=repr(exc), why="not_http")

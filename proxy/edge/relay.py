@@ -1,0 +1,359 @@
+"""One client's end of an exchange: the sink that turns heads, bytes and endings into HTTP/1.1 on a connection.
+
+Both lanes use it. Its laws: what goes out is a prefix of the answer, framed once; an answer that is not whole never
+looks whole (the connection ends without the last chunk, or short of its length); and the exchange is accounted
+exactly once, whoever ends it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from proxy.clock import Clock, Deadline, Deadlines
+from proxy.edge.respond import DateLine, answer_head, is_bodyless
+from proxy.errors import Kind, ProxyError, Side
+from proxy.exchange import Exchange
+from proxy.flight.subscription import Subscription
+from proxy.protocol.answer import AnswerHead
+from proxy.protocol.faults import error_body, error_headers, upstream_error_event
+from proxy.protocol.routes import Dialect
+from proxy.protocol.sse import heartbeat
+
+_LAST_CHUNK: Final = b"0\r\n\r\n"
+_CLOSE: Final = b"connection: close\r\n"
+_MAX_CONVERTED_BYTES: Final = 64 * 1024
+
+
+class Wire(Protocol):
+    """The connection under a relay; both lanes have one."""
+
+    def write(self, data: bytes) -> None: ...
+
+    def abort(self) -> None:
+        """Close without another byte, as a reset where the framing could not show that something is missing."""
+
+    def close(self) -> None:
+        """Flush what was written, then close."""
+
+    @property
+    def full(self) -> bool:
+        """More was written than the client has taken."""
+
+
+class Desk(Protocol):
+    """What a relay needs of the pipeline."""
+
+    def rejoin(self, exchange: Exchange, relay: Relay) -> None:
+        """The flight was not shareable: start a call of one's own."""
+
+    def account(self, exchange: Exchange) -> None: ...
+
+
+class EdgeTools:
+    """What every relay of a listener shares."""
+
+    __slots__ = ("clock", "date", "deadlines", "framed", "framed_of", "heartbeat_after_s", "heartbeat_every_s")
+
+    def __init__(
+        self, clock: Clock, deadlines: Deadlines, *, heartbeat_after_s: float, heartbeat_every_s: float
+    ) -> None:
+        self.clock = clock
+        self.deadlines = deadlines
+        self.date = DateLine(clock)
+        self.heartbeat_after_s = heartbeat_after_s
+        self.heartbeat_every_s = heartbeat_every_s
+        # The last chunk that was framed: followers at the live edge are handed the very same bytes object one after
+        # the other, so a thousand of them cost one framing.
+        self.framed_of: bytes = b""
+        self.framed: bytes = b""
+
+    def frame(self, data: bytes) -> bytes:
+        """``data`` as one HTTP/1.1 chunk."""
+        if data is not self.framed_of:
+            self.framed = b"%x\r\n%b\r\n" % (len(data), data)
+            self.framed_of = data
+        return self.framed
+
+
+class Relay:
+    """Carries one answer to one client. Created with its exchange, done when `on_done` was called."""
+
+    # Mutable state: _begun, _chunked, _bodyless and _converting say what went out; written by the methods here only.
+    __slots__ = (
+        "_begun",
+        "_bodyless",
+        "_chunked",
+        "_converting",
+        "_desk",
+        "_heartbeat",
+        "_on_done",
+        "_patience",
+        "_tools",
+        "_wire",
+        "close_after",
+        "done",
+        "exchange",
+        "http10",
+        "subscription",
+    )
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        wire: Wire,
+        desk: Desk,
+        tools: EdgeTools,
+        *,
+        http10: bool,
+        close_after: bool,
+        on_done: Callable[[], None],
+    ) -> None:
+        # For the process.
+        self._desk = desk
+        self._tools = tools
+        # For the connection.
+        self._wire = wire
+        self.http10 = http10
+        self.close_after = close_after
+        """The connection ends with this answer; also read by the lane afterwards."""
+        self._on_done = on_done
+        # For this exchange.
+        self.exchange = exchange
+        self.subscription: Subscription | None = None
+        self.done = False
+        self._begun = False
+        self._chunked = False
+        self._bodyless = False
+        self._converting: bytearray | None = None
+        self._patience: Deadline | None = None
+        self._heartbeat: Deadline | None = None
+
+    # -- before the head -------------------------------------------------------------------------------------
+
+    def attach(self, subscription: Subscription, patience_s: float | None, streams: bool) -> None:
+        """Wait for ``subscription``: at most ``patience_s``, and not in silence where a stream was asked for."""
+        self.subscription = subscription
+        if self._wire.full:
+            subscription.pause()
+        if patience_s is not None and self._patience is None and not self._begun:
+            # The caller hangs up at patience_s; an answer must be there a moment earlier.
+            margin_s = min(1.0, max(0.05, 0.05 * patience_s))
+            self._patience = self._tools.deadlines.arm(max(0.0, patience_s - margin_s), self._out_of_patience)
+        if streams and self._heartbeat is None and not self.http10:
+            self._heartbeat = self._tools.deadlines.arm(self._tools.heartbeat_after_s, self._beat)
+
+    def released(self) -> None:
+        self.exchange.released = True
+        self._desk.rejoin(self.exchange, self)
+
+    def _out_of_patience(self) -> None:
+        self._patience = None
+        if not self._begun and self.subscription is not None:
+            self.subscription.eject(
+                ProxyError(Kind.PATIENCE, "No answer came within the time the caller is willing to wait.")
+            )
+
+    def _beat(self) -> float | None:
+        """Nothing came for a while: begin the stream and keep it warm until its first byte. The true status is lost
+        by this, so a failure that comes later is told in the stream."""
+        if self.done or self.exchange.first_byte_at:
+            return None
+        dialect = _dialect(self.exchange)
+        if not self._begun:
+            early = AnswerHead(200, [(b"content-type", b"text/event-stream; charset=utf-8")], streams=True)
+            self.exchange.detail = "early"
+            self._send(self._open(early, b"transfer-encoding: chunked\r\n"))
+            self._chunked = True
+        self._send(self._tools.frame(heartbeat(dialect)))
+        return self._tools.clock.now() + self._tools.heartbeat_every_s
+
+    # -- the sink --------------------------------------------------------------------------------------------
+
+    def take(self, head: AnswerHead | None, data: bytes, ended: bool) -> None:
+        if self.done:
+            return
+        error = self.subscription.error if ended and self.subscription is not None else None
+        if head is not None:
+            if self._begun:  # a heartbeat began the stream already
+                if not (head.streams and head.status == 200):
+                    self._converting = bytearray()
+                    self.exchange.status = head.status
+            else:
+                self._begin(head, data, whole=ended and error is None)
+                data = b""
+        elif not self._begun:
+            assert error is not None
+            self.fail(error)
+            return
+        if self._converting is not None:
+            self._convert(data, ended)
+            return
+        if data:
+            self._body(data)
+        if ended:
+            self._end(error)
+
+    def _begin(self, head: AnswerHead, data: bytes, *, whole: bool) -> None:
+        """Write the head and the bytes that came with it in one go."""
+        self._bodyless = is_bodyless(self.exchange.head.method, head.status)
+        length = len(data) if whole else head.length
+        if self._bodyless:
+            framing = b"content-length: %d\r\n" % length if length is not None and head.status != 204 else b""
+            if self.exchange.head.method == "HEAD" and head.length is not None:
+                framing = b"content-length: %d\r\n" % head.length
+        elif length is not None:
+            framing = b"content-length: %d\r\n" % length
+        elif self.http10:
+            framing = b""
+            self.close_after = True
+        else:
+            framing = b"transfer-encoding: chunked\r\n"
+            self._chunked = True
+        opening = self._open(head, framing)
+        if data and not self._bodyless:
+            self._count(data)
+            opening += self._tools.frame(data) if self._chunked else data
+        self._send(opening)
+
+    def _open(self, head: AnswerHead, framing: bytes) -> bytes:
+        self._begun = True
+        self._disarm_patience()
+        exchange = self.exchange
+        exchange.status = head.status
+        if self.close_after:
+            framing += _CLOSE
+        leads = self.subscription is None or self.subscription.leads
+        now = exchange.head_out_at = self._tools.clock.now()
+        return answer_head(exchange, head, framing, date=self._tools.date.get(), leads=leads, now=now)
+
+    def _body(self, data: bytes) -> None:
+        if self._bodyless:
+            return
+        self._count(data)
+        self._send(self._tools.frame(data) if self._chunked else data)
+
+    def _count(self, data: bytes) -> None:
+        exchange = self.exchange
+        if not exchange.first_byte_at:
+            exchange.first_byte_at = self._tools.clock.now()
+            self._disarm_heartbeat()
+        exchange.bytes_out += len(data)
+
+    def _end(self, error: ProxyError | None) -> None:
+        if error is not None:
+            self.exchange.error = error
+            self._finish(_broken_outcome(error), cut=True)
+            return
+        if self._chunked and not self._bodyless:
+            self._send(_LAST_CHUNK)
+        self._finish("ok" if self.exchange.status < 400 else "upstream_error")
+
+    def _convert(self, data: bytes, ended: bool) -> None:
+        """Tell an answer that is no stream to a caller whose stream was begun already: as an error event."""
+        body = self._converting
+        assert body is not None
+        if len(body) < _MAX_CONVERTED_BYTES:
+            body += data
+        if ended:
+            route = self.exchange.located.route.name if self.exchange.located else ""
+            event = upstream_error_event(_dialect(self.exchange), route, self.exchange.status, bytes(body))
+            self._send(self._tools.frame(event))
+            self._finish("upstream_error", cut=True)
+
+    # -- answers without a flight ----------------------------------------------------------------------------
+
+    def answer(self, head: AnswerHead, body: bytes) -> None:
+        """Send a whole answer that is there already: a cache hit."""
+        self._begin(head, body, whole=True)
+        self._finish("ok" if head.status < 400 else "upstream_error")
+
+    def fail(self, error: ProxyError) -> None:
+        """Answer with an error of ours in the dialect of the route; in a stream that has begun, as its last event."""
+        if self.done:
+            return
+        exchange = self.exchange
+        exchange.error = error
+        dialect = _dialect(exchange)
+        outcome = _failed_outcome(error)
+        if self._begun:
+            if self._chunked and not exchange.bytes_out:
+                route = exchange.located.route.name if exchange.located else ""
+                body = error_body(error, dialect, exchange.request_id)
+                self._send(self._tools.frame(upstream_error_event(dialect, route, error.kind.status, body)))
+            self._finish(outcome, cut=True)
+            return
+        body = error_body(error, dialect, exchange.request_id)
+        head = AnswerHead(error.kind.status, error_headers(error, exchange.request_id, dialect))
+        self._begin(head, body, whole=True)
+        self._finish(outcome)
+
+    def hand_over(self) -> None:
+        """The connection was upgraded and somebody else has carried it to its end."""
+        self._finish(self.exchange.outcome or "client_gone")
+
+    # -- the client and its connection -----------------------------------------------------------------------
+
+    def pause(self) -> None:
+        """The connection's buffer is full."""
+        if self.subscription is not None:
+            self.subscription.pause()
+
+    def resume(self) -> None:
+        if self.subscription is not None:
+            self.subscription.resume()
+
+    def lost(self) -> None:
+        """The client went away, in whatever phase. After the answer's last event that is a success."""
+        if self.done:
+            return
+        subscription = self.subscription
+        if subscription is not None:
+            flight = subscription.flight
+            whole = flight.finishing and subscription.position == flight.tape.end and self._begun
+            subscription.leave()
+            if whole:
+                self._finish("ok")
+                return
+        self.exchange.error = ProxyError(Kind.CLIENT_GONE, "The client went away.")
+        self._finish("client_gone")
+
+    def _send(self, data: bytes) -> None:
+        self._wire.write(data)
+
+    def _finish(self, outcome: str, *, cut: bool = False) -> None:
+        self.done = True
+        self._disarm_patience()
+        self._disarm_heartbeat()
+        if cut:
+            self.close_after = True
+            # Without chunks a close would pass for the end of the answer, and a full buffer would never drain.
+            if self.http10 or self._wire.full:
+                self._wire.abort()
+            else:
+                self._wire.close()
+        self.exchange.outcome = outcome
+        self._desk.account(self.exchange)
+        self._on_done()
+
+    def _disarm_patience(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+    def _disarm_heartbeat(self) -> None:
+        if self._heartbeat is not None:
+            self._heartbeat.cancel()
+            self._heartbeat = None
+
+
+def _dialect(exchange: Exchange) -> Dialect:
+    return exchange.located.dialect if exchange.located is not None else Dialect.OPENAI
+
+
+def _failed_outcome(error: ProxyError) -> str:
+    return "upstream_failed" if error.kind.side is Side.UPSTREAM else error.kind.code
+
+
+def _broken_outcome(error: ProxyError) -> str:
+    return "slow_reader" if error.kind is Kind.SLOW_READER else "stream_broken"

@@ -1,0 +1,172 @@
+"""The data listener: accepts connections and carries each request into the pipeline.
+
+aiohttp's low-level server, without an application, a router or middleware. For each request: head → admit → body →
+serve → wait for the relay; everything that is decided is decided in the pipeline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+from aiohttp import web
+
+from proxy.clock import Clock
+from proxy.edge.body import BodyLimits, Upload, read_whole
+from proxy.edge.connection import Connection, Written
+from proxy.edge.relay import EdgeTools, Relay
+from proxy.edge.websocket import SocketRelay
+from proxy.errors import Kind, ProxyError
+from proxy.exchange import Exchange
+from proxy.pipeline import Intent, Pipeline
+from proxy.protocol.answer import AnswerHead
+from proxy.protocol.message import RequestHead, make_request_head
+
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_HEALTH: Final = AnswerHead(200, [(b"content-type", b"application/json"), (b"cache-control", b"no-store")])
+
+class DataServer(web.Server):
+    """Makes a `Connection` for each client and handles its requests."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        tools: EdgeTools,
+        limits: BodyLimits,
+        *,
+        max_header_bytes: int,
+        head_timeout_s: float,
+        write_stall_s: float,
+        keepalive_s: float,
+        abort_on_half_close: bool,
+        sockets: SocketRelay,
+    ) -> None:
+        super().__init__(
+            self.handle,
+            access_log=None,
+            keepalive_timeout=keepalive_s,
+            max_line_size=max_header_bytes,
+            max_field_size=max_header_bytes,
+            max_headers=256,
+            auto_decompress=False,
+            lingering_time=5.0,
+        )
+        # For the process.
+        self.clock: Clock = tools.clock
+        self.pipeline = pipeline
+        self.tools = tools
+        self.limits = limits
+        self.max_header_bytes = max_header_bytes
+        self.head_timeout_s = head_timeout_s
+        self.write_stall_s = write_stall_s
+        self.abort_on_half_close = abort_on_half_close
+        self.sockets = sockets
+        # Mutable state: counters, and the switch that a drain throws.
+        self.draining = False
+        self.opened = 0
+        self.closed_why: dict[str, int] = {}
+        self.running = 0
+        self.idle: asyncio.Future[None] | None = None
+        """Set by a drain: resolved when no exchange runs any more."""
+
+    def __call__(self) -> Connection:
+        return Connection(self, loop=self._loop, **self._kwargs)
+
+    def count_closed(self, why: str) -> None:
+        self.closed_why[why] = self.closed_why.get(why, 0) + 1
+
+    def reject(self, error: ProxyError) -> None:
+        """Count a request that was refused before it was one."""
+        self.count_closed(error.why)
+        self.pipeline.count_rejection(error)
+
+    async def handle(self, request: web.BaseRequest) -> Any:
+        """Carry one request from its head to the end of its answer."""
+        connection: Connection = request.protocol  # type: ignore[assignment]
+        message = request._message
+        now = self.clock.now()
+        refused: ProxyError | None = None
+        try:
+            head = make_request_head(message.method, message.path, message.raw_headers)
+        except ProxyError as error:
+            refused = error
+            head = RequestHead(message.method, message.path, "", {}, [])
+        else:
+            if b"host" not in head.headers and message.version[1] >= 1:
+                refused = ProxyError(Kind.BAD_REQUEST, "The Host header is missing.", why="host")
+        exchange = Exchange(head, now)
+        done = self._loop.create_future()
+        relay = Relay(
+            exchange,
+            connection,
+            self.pipeline,
+            self.tools,
+            http10=message.version[1] == 0,
+            close_after=bool(message.should_close) or self.draining,
+            on_done=lambda: _resolve(done),
+        )
+        connection.relay = relay
+        self.running += 1
+        try:
+            if refused is not None:
+                relay.close_after = True
+                relay.fail(refused)
+            elif head.path == "/health" and head.method in ("GET", "HEAD"):
+                relay.answer(_HEALTH, b'{"status":"ok"}')
+            else:
+                await self._serve(request, exchange, relay, connection)
+            if not relay.done:
+                await done
+        finally:
+            connection.relay = None
+            self.running -= 1
+            if not self.running and self.idle is not None:
+                _resolve(self.idle)
+        return Written(keep_alive=not relay.close_after)
+
+    async def _serve(
+        self, request: web.BaseRequest, exchange: Exchange, relay: Relay, connection: Connection
+    ) -> None:
+        """Admit the head, read the body as the pipeline wants it, hand over."""
+        head = exchange.head
+        try:
+            intent = self.pipeline.admit(exchange)
+            if b"upgrade" in head.headers:
+                await self._upgrade(request, exchange, relay)
+                return
+            if head.get(b"expect").lower() == b"100-continue":
+                connection.write(_CONTINUE)
+            declared = head.get(b"content-length")
+            length = int(declared) if declared.isdigit() else None
+            if intent is Intent.HOLD:
+                if length != 0 and request.body_exists:
+                    exchange.body = await read_whole(
+                        request.content, length, self.limits, self.clock, self.tools.deadlines
+                    )
+                exchange.bytes_in = len(exchange.body)  # type: ignore[arg-type]  # bytes, as asked for
+            else:
+                exchange.body = Upload(request.content, length, self.limits, self.clock, self.tools.deadlines)
+        except ProxyError as error:
+            if error.kind is not Kind.CLIENT_GONE:
+                # An unread body is in the way of the next request on this connection.
+                relay.close_after = relay.close_after or not request.content.is_eof()
+            relay.fail(error)
+            return
+        if not relay.done:
+            self.pipeline.serve(exchange, relay)
+
+    async def _upgrade(self, request: web.BaseRequest, exchange: Exchange, relay: Relay) -> None:
+        head, located = exchange.head, exchange.located
+        wanted = head.get(b"upgrade").lower() == b"websocket" and head.method == "GET"
+        relay.close_after = True
+        if not wanted or located is None or not located.route.websocket:
+            raise ProxyError(Kind.UPGRADE_REFUSED, "Upgrading the connection is not possible here.")
+        exchange.role = "alone"
+        exchange.plan = self.pipeline.plan(exchange)
+        await self.sockets.run(request, exchange, exchange.plan)
+        relay.hand_over()
+
+
+def _resolve(done: asyncio.Future[None]) -> None:
+    if not done.done():
+        done.set_result(None)

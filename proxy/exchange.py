@@ -1,0 +1,109 @@
+"""One client request from acceptance to account: everything that belongs to it and to nothing else."""
+
+from __future__ import annotations
+
+import os
+from itertools import count
+from typing import Any
+
+from proxy.accounting.report import Report
+from proxy.config.catalog import Catalog
+from proxy.config.principal import Principal
+from proxy.errors import ProxyError
+from proxy.flight.subscription import Subscription
+from proxy.policy.plan import Plan
+from proxy.protocol.call import Call
+from proxy.protocol.headers import Controls
+from proxy.protocol.message import RequestHead
+from proxy.protocol.routes import Located
+from proxy.upstream.base import BodySource
+
+_NUMBER = count(1)
+_PREFIX = "req_" + os.urandom(6).hex()
+
+
+def make_request_id() -> str:
+    """Unique over processes and restarts: a random prefix for the process and a number."""
+    return f"{_PREFIX}{next(_NUMBER):08x}"
+
+
+class Exchange:
+    """Attributes only. The lane that accepted the request creates it, the pipeline fills it in, and it ends in
+    `Pipeline.account`, exactly once."""
+
+    __slots__ = (
+        "accounted",
+        "body",
+        "bytes_in",
+        "bytes_out",
+        "call",
+        "catalog",
+        "controls",
+        "detail",
+        "error",
+        "first_byte_at",
+        "head",
+        "head_out_at",
+        "hit_age_s",
+        "hit_ttl_s",
+        "joined_at",
+        "located",
+        "outcome",
+        "plan",
+        "principal",
+        "received_at",
+        "released",
+        "report",
+        "request_id",
+        "role",
+        "served_at",
+        "status",
+        "subscription",
+    )
+
+    def __init__(self, head: RequestHead, received_at: float) -> None:
+        self.head = head
+        self.received_at = received_at
+        """Monotonic seconds at which the head was complete."""
+        self.request_id = make_request_id()
+        # Filled in by admit.
+        self.located: Located | None = None
+        self.controls: Controls | None = None
+        self.catalog: Catalog | None = None
+        self.principal: Principal | None = None
+        # Filled in by the lane: the whole body, or where to read it from.
+        self.body: bytes | BodySource = b""
+        self.bytes_in = 0
+        # Filled in by serve.
+        self.served_at = 0.0
+        """The whole request is there."""
+        self.call: Call | None = None
+        self.plan: Plan | None = None
+        self.subscription: Subscription | None = None
+        self.report: Report | None = None
+        """Of a hit; an exchange on a flight reads the flight's."""
+        self.role = "none"
+        """``leader``, ``follower``, ``alone``, ``hit`` or ``none``: for the log and ``Cache-Status``."""
+        self.joined_at = 0.0
+        self.hit_age_s = 0.0
+        self.hit_ttl_s = 0.0
+        self.detail = ""
+        """``detail`` of ``Cache-Status``."""
+        self.released = False
+        """It waited for a flight that turned out not to be shareable."""
+        # Filled in by the relay.
+        self.status = 0
+        self.bytes_out = 0
+        self.head_out_at = 0.0
+        self.first_byte_at = 0.0
+        self.outcome = ""
+        self.error: ProxyError | None = None
+        self.accounted = False
+
+    @property
+    def facts(self) -> Report | None:
+        """What is known of the answer: the hit's report or the flight's."""
+        if self.report is not None:
+            return self.report
+        report: Any = self.subscription.flight.report if self.subscription is not None else None
+        return report if isinstance(report, Report) else None

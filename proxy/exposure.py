@@ -1,0 +1,71 @@
+"""Which numbers of the rooms appear as which series: read when somebody scrapes, never copied before."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from proxy.app import App
+
+
+def expose(app: App) -> None:
+    """Register every room's counters with the metrics."""
+    _expose_flights(app)
+    _expose_caches(app)
+    _expose_upstream(app)
+    _expose_process(app)
+
+
+def _expose_flights(app: App) -> None:
+    metrics, table = app.metrics, app.table
+    metrics.table_from("flights_total", lambda: {(ending.value,): count for ending, count in table.endings.items()})
+    metrics.gauge_from("flights_in_air", lambda: len(table.live))
+    metrics.gauge_from("flight_subscribers", lambda: table.subscribers)
+    metrics.table_from("joins_total", lambda: {(state,): count for state, count in table.joins.items()})
+    metrics.table_from("join_refused_total", lambda: {(why,): count for why, count in table.refused.items()})
+    metrics.counter_from("released_total", lambda: table.released, "unshareable")
+    metrics.table_from("linger_total", lambda: {(result,): count for result, count in table.lingers.items()})
+    metrics.counter_from("detached_total", lambda: table.ejected_lagging, "lag")
+    metrics.counter_from("detached_total", lambda: table.ejected_stalled, "stall")
+    metrics.gauge_from("retained_bytes", lambda: table.retained_bytes)
+    metrics.gauge_from("pass_markers", lambda: table.pass_markers)
+    metrics.counter_from("flight_watchdog_total", lambda: table.watchdog)
+
+
+def _expose_caches(app: App) -> None:
+    metrics, hot, shared = app.metrics, app.hot, app.shared
+    metrics.counter_from("cache_hits_total", lambda: hot.hits + hot.stale_hits, "hot")
+    metrics.counter_from("cache_misses_total", lambda: hot.misses, "hot")
+    metrics.counter_from("cache_evictions_total", lambda: hot.evictions, "hot")
+    metrics.gauge_from("cache_bytes", lambda: hot.size_bytes, "hot")
+    metrics.counter_from("cache_hits_total", lambda: getattr(shared, "hits", 0), "shared")
+    metrics.counter_from("cache_misses_total", lambda: getattr(shared, "misses", 0), "shared")
+
+
+def _expose_upstream(app: App) -> None:
+    metrics, transport = app.metrics, app.transport
+
+    def connections() -> dict[tuple[str, ...], float]:
+        return {
+            (pool["origin"], state): pool[state]
+            for pool in transport.describe()["pools"]
+            for state in ("idle", "busy", "opening", "waiting")
+        }
+
+    metrics.table_from("upstream_connections", connections)
+    metrics.counter_from("dns_stale_used_total", lambda: transport.dns_stale_used)
+
+
+def _expose_process(app: App) -> None:
+    metrics, server, catalogs = app.metrics, app.server, app.catalogs
+    metrics.gauge_from("connections", lambda: len(server.connections), "open")
+    metrics.gauge_from("connections", lambda: server.running, "busy")
+    metrics.gauge_from("connections", lambda: app.sockets.open, "websocket")
+    metrics.table_from(
+        "connections_closed_total", lambda: {(why,): count for why, count in server.closed_why.items()}
+    )
+    metrics.gauge_from("config_last_reload_successful", lambda: int(catalogs.last_reload_ok))
+    metrics.counter_from("config_reload_failures_total", lambda: catalogs.reload_failures)
+    logging = app.logging
+    if logging is not None:
+        metrics.counter_from("log_lines_dropped_total", lambda: logging.sink.dropped)

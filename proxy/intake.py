@@ -1,0 +1,302 @@
+"""What one flight does with the bytes its upstream sends: watch them, put them on the tape, seal it.
+
+`Intake` is the receiver of an upstream exchange. Each read from the upstream is one call, handled and flushed to the
+subscribers within it; nothing here waits. Bytes are passed on as they came; an event stream is watched for its
+terminal event and its usage, a whole answer is held until it is complete (up to ``HOLD_BYTES``), because nobody can
+use half of it and an error can then still be answered as one.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Protocol
+
+from proxy.accounting.report import Report
+from proxy.cache.recording import Recording
+from proxy.clock import Clock, Deadline, Deadlines
+from proxy.errors import ProxyError
+from proxy.flight.flight import Ending, Flight, Phase
+from proxy.policy.plan import Plan
+from proxy.policy.sharing import is_shareable_head
+from proxy.protocol.answer import AnswerHead
+from proxy.protocol.faults import error_event
+from proxy.protocol.headers import private_response_headers, split_response_headers
+from proxy.protocol.message import ResponseHead
+from proxy.protocol.routes import Shape
+from proxy.protocol.sse import SseScanner
+from proxy.protocol.usage import UsageReader, estimate_usage, usage_from_body
+from proxy.upstream.base import Control
+
+HOLD_BYTES: Final = 1 << 20
+"""A whole answer longer than this flows as it comes."""
+
+TERMINAL_GRACE_S: Final = 0.05
+"""How long the end of the message may follow the terminal event before readers are let go without it. Official SDKs
+wait at most 100 ms for the end of the body before they give up a connection."""
+
+_JSON: Final = (b"application/json", b"text/event-stream")
+
+
+class Shelf(Protocol):
+    """Where finished answers go and stale ones come from: production, over the caches."""
+
+    def keep(self, flight: Flight, recording: Recording) -> bool:
+        """Store an answer; ``True`` if a slower level still has to be written."""
+
+    def stale(self, plan: Plan) -> Recording | None:
+        """An outlived answer that may stand in for a failing upstream."""
+
+
+class Intake:
+    """The receiver of one flight's upstream exchange."""
+
+    # Mutable state, written by the calls of the transport only: what has been seen of the answer so far.
+    __slots__ = (
+        "_answer",
+        "_clock",
+        "_deadlines",
+        "_expects",
+        "_grace",
+        "_held",
+        "_held_bytes",
+        "_plan",
+        "_scanner",
+        "_shelf",
+        "_usage",
+        "flight",
+        "recording",
+        "report",
+    )
+
+    def __init__(self, flight: Flight, report: Report, shelf: Shelf, clock: Clock, deadlines: Deadlines) -> None:
+        # For the process.
+        self._shelf = shelf
+        self._clock = clock
+        self._deadlines = deadlines
+        # For the flight.
+        self.flight = flight
+        self.report = report
+        self._plan: Plan = flight.work.plan
+        self._answer: AnswerHead | None = None
+        self._held: list[bytes] | None = None
+        self._held_bytes = 0
+        self._scanner: SseScanner | None = None
+        self._usage: UsageReader | None = None
+        self._grace: Deadline | None = None
+        self.recording: Recording | None = None
+        """What was stored, for the slower level."""
+
+    # -- calls of the transport ------------------------------------------------------------------------------
+
+    def on_start(self, control: Control) -> None:
+        self.report.attempts += 1
+        self.report.request_sent_at = self._clock.now()
+        flight = self.flight
+        flight.producer = control
+        flight.producer_paused = False
+
+    def on_read(self, head: ResponseHead | None, data: bytes, ended: bool) -> None:
+        flight = self.flight
+        if flight.phase >= Phase.FILLING:
+            return
+        if head is not None:
+            self._open(head)
+        if data:
+            self._take(data)
+        if ended:
+            self._end()
+        flight.flush()
+
+    # -- the head --------------------------------------------------------------------------------------------
+
+    def _open(self, head: ResponseHead) -> None:
+        plan, flight = self._plan, self.flight
+        self.report.head_at = self._clock.now()
+        content_type = head.get(b"content-type").lower()
+        length = _length(head)
+        streams = content_type.startswith(b"text/event-stream")
+        if plan.key is None:
+            answer = AnswerHead(head.status, private_response_headers(head), length=length, streams=streams)
+        else:
+            shared, leader_only = split_response_headers(head)
+            answer = AnswerHead(head.status, shared, leader_only, length=length, streams=streams)
+        self._answer = self.report.head = answer
+        if streams and plan.route.understood and head.status < 400:
+            self._scanner = SseScanner(plan.route.grammar)
+            self._usage = UsageReader(plan.target.dialect, plan.route.name)
+            flight.last_words = self._last_words
+        shareable = plan.key is None or is_shareable_head(
+            head.status,
+            content_type,
+            head.get(b"vary"),
+            expects=() if plan.route.shape is Shape.BINARY else _JSON,
+            length=length,
+            max_bytes=flight.table.limits.max_answer_bytes,
+        )
+        holds = shareable and plan.route.understood and not streams and (length or 0) <= HOLD_BYTES
+        if holds and (plan.route.shape is not Shape.BINARY or head.status >= 400):
+            self._held = []
+        else:
+            flight.begin(answer, shareable)
+
+    # -- the body --------------------------------------------------------------------------------------------
+
+    def _take(self, data: bytes) -> None:
+        held = self._held
+        if held is not None:
+            held.append(data)
+            self._held_bytes += len(data)
+            if self._held_bytes > HOLD_BYTES:
+                self._let_go()
+            return
+        self.flight.append(data)
+        scanner = self._scanner
+        if scanner is not None and not self.flight.finishing:
+            self._watch(scanner, data)
+
+    def _watch(self, scanner: SseScanner, data: bytes) -> None:
+        """Look for what decides something in an event stream; nothing is changed by looking."""
+        events = scanner.feed(data)
+        if events and self._usage is not None:
+            for event in events:
+                self._usage.feed(event)
+        if scanner.terminal:
+            self.flight.finishing = True
+            self._grace = self._deadlines.arm(TERMINAL_GRACE_S, self._grace_over)
+
+    def _let_go(self) -> None:
+        """What was held begins to flow."""
+        held, self._held = self._held, None
+        assert held is not None
+        assert self._answer is not None
+        self.flight.begin(self._answer)
+        self.flight.append(b"".join(held))
+
+    # -- the end ---------------------------------------------------------------------------------------------
+
+    def _end(self) -> None:
+        """The upstream ended its message properly."""
+        held = self._held
+        if held is not None:
+            self._end_held(b"".join(held))
+            return
+        scanner = self._scanner
+        if scanner is None:
+            self._complete(stores=True)
+        elif scanner.error is not None:
+            self._cut("inband_error")
+        elif scanner.needs_terminal and not scanner.terminal:
+            self._cut("no_terminal")
+        else:
+            self._complete(stores=True)
+
+    def _end_held(self, body: bytes) -> None:
+        answer, plan = self._answer, self._plan
+        assert answer is not None
+        self._held = None
+        if answer.status >= 500 and (stale := self._shelf.stale(plan)) is not None:
+            self.replay(stale, "stale-if-error")
+            return
+        if plan.route.reports_usage and answer.status < 300:
+            self.report.usage = usage_from_body(plan.target.dialect, plan.route.name, body)
+        self.flight.begin(answer)
+        self.flight.append(body)
+        self._complete(stores=True)
+
+    def _complete(self, *, stores: bool) -> None:
+        """Seal a whole answer; readers are done with it, whatever the caches still do."""
+        flight, report = self.flight, self.report
+        self._close_books()
+        filling = False
+        answer = self._answer
+        caching = self._plan.caching
+        if stores and caching.writes and answer is not None and answer.status == 200 and flight.retains:
+            self.recording = Recording(
+                answer.status,
+                answer.shared,
+                flight.tape.chunks(),
+                stored_at=report.ended_at,
+                stored_wall=self._clock.wall(),
+                ttl_s=caching.ttl_s,
+                swr_s=caching.stale_while_revalidate_s,
+                sie_s=caching.stale_if_error_s,
+                streams=answer.streams,
+                report=report.usage,
+            )
+            filling = self._shelf.keep(flight, self.recording)
+        flight.seal(Ending.OK, filling=filling)
+
+    def _cut(self, remark: str) -> None:
+        self.report.remark = remark
+        self._close_books()
+        self.flight.seal(Ending.CUT)
+
+    def _close_books(self) -> None:
+        if self._grace is not None:
+            self._grace.cancel()
+            self._grace = None
+        report, answer = self.report, self._answer
+        report.ended_at = self._clock.now()
+        if answer is None or answer.status >= 300 or not self._plan.route.reports_usage:
+            return
+        if self._usage is not None:
+            report.usage = self._usage.usage()
+        if report.usage is None and self.flight.tape.total_bytes:
+            body = self.flight.work.body
+            events = self._scanner.seen_events if self._scanner is not None else 0
+            sent_bytes = len(body) if isinstance(body, bytes) else 0
+            report.usage = estimate_usage(sent_bytes, self.flight.tape.total_bytes, events)
+
+    def _grace_over(self) -> None:
+        """The terminal event came but the end of the message did not: the readers have their whole answer."""
+        self._grace = None
+        if self.flight.phase is Phase.STREAMING:
+            self.report.remark = "cut_after_end"
+            self._complete(stores=False)
+            self.flight.flush()
+
+    # -- other ways to end -----------------------------------------------------------------------------------
+
+    def fail(self, error: ProxyError, ending: Ending = Ending.FAULT) -> None:
+        """The upstream failed: answer from what is stale, call it complete if only the framing is missing, or hand
+        the failure to everybody present."""
+        flight = self.flight
+        if flight.phase >= Phase.FILLING:
+            return
+        if self._scanner is not None and self._scanner.terminal:
+            self.report.remark = "cut_after_end"
+            self._complete(stores=False)
+        elif flight.phase is Phase.OPENING and (stale := self._shelf.stale(self._plan)) is not None:
+            self.replay(stale, "stale-if-error")
+        else:
+            self._close_books()
+            flight.seal(ending, error)
+        flight.flush()
+
+    def replay(self, recording: Recording, remark: str) -> None:
+        """Fill the tape from a recording instead of the upstream."""
+        flight = self.flight
+        answer = AnswerHead(
+            recording.status, recording.headers, length=sum(map(len, recording.chunks)), streams=recording.streams
+        )
+        self.report.head = answer
+        self.report.remark = remark
+        self.report.ended_at = self._clock.now()
+        flight.begin(answer)
+        for chunk in recording.chunks:
+            flight.append(chunk)
+        flight.seal(Ending.OK)
+        flight.flush()
+
+    def _last_words(self, error: ProxyError) -> bytes:
+        """The dialect's error event, if the bytes so far end where an event may begin."""
+        scanner = self._scanner
+        if scanner is None or not scanner.at_boundary or scanner.terminal:
+            return b""
+        plan = self._plan
+        return error_event(error, plan.target.dialect, plan.route.name, f"flight_{self.flight.id}")
+
+
+def _length(head: ResponseHead) -> int | None:
+    value = head.get(b"content-length")
+    return int(value) if value.isdigit() else None
+

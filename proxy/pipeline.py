@@ -1,0 +1,279 @@
+"""The life of one exchange: one client request, from its head to its account.
+
+accept → authenticate → read and parse → plan → answer at once if the answer is there → look up and join in one
+tick → relay → account.
+
+`admit` takes the head, before the body is let in; `serve` takes the whole request and returns as soon as the answer
+is on its way: what follows is pushed by the flight into the relay, which calls `account` at the end. Nothing here
+awaits, so that the cache look-up, the flight look-up and the insertion are one step. The pipeline never sees a
+provider.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Final, Protocol
+
+from proxy.access.identity import Identity
+from proxy.accounting.report import Report
+from proxy.cache.hot import Hit, HotCache
+from proxy.clock import Clock
+from proxy.config.watch import CatalogHolder
+from proxy.errors import Kind, ProxyError
+from proxy.exchange import Exchange
+from proxy.flight.idempotency import IdempotencyIndex, Verdict
+from proxy.flight.subscription import Sink, Subscription
+from proxy.flight.table import Table
+from proxy.policy.plan import Plan
+from proxy.policy.planner import Asked, Planner, decoded_for_key
+from proxy.protocol.answer import AnswerHead
+from proxy.protocol.call import Call, parse_call
+from proxy.protocol.headers import parse_controls
+from proxy.protocol.routes import locate
+from proxy.protocol.usage import Usage
+from proxy.work import Work
+
+HELD_BODY_BYTES: Final = 64 * 1024
+"""A body of a route that is not understood is held up to this size, so that it can be sent again on a fresh
+connection; a longer one is streamed."""
+
+
+class Intent(Enum):
+    """What the lane does with a request's body."""
+
+    HOLD = "hold"
+    STREAM = "stream"
+
+
+class Client(Sink, Protocol):
+    """The other end of an exchange, as the pipeline needs it; `edge.relay.Relay` is one."""
+
+    def attach(self, subscription: Subscription, patience_s: float | None, streams: bool) -> None: ...
+
+    def answer(self, head: AnswerHead, body: bytes) -> None: ...
+
+    def fail(self, error: ProxyError) -> None: ...
+
+
+class Bookkeeper(Protocol):
+    """Where a finished exchange is counted and logged."""
+
+    def account(self, exchange: Exchange) -> None:
+        """Must not raise and must not wait."""
+
+    def bug(self, where: str, error: BaseException) -> None: ...
+
+    def rejected(self, error: ProxyError) -> None: ...
+
+
+class Pipeline:
+    """Carries exchanges. One for the process; everything about a request is on its exchange."""
+
+    __slots__ = (
+        "_catalogs",
+        "_clock",
+        "_hot",
+        "_idempotency",
+        "_identity",
+        "_planner",
+        "_table",
+        "_via_mark",
+        "books",
+        "draining",
+    )
+
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        catalogs: CatalogHolder,
+        identity: Identity,
+        planner: Planner,
+        hot: HotCache,
+        table: Table,
+        idempotency: IdempotencyIndex,
+        books: Bookkeeper,
+        via_mark: bytes,
+    ) -> None:
+        self._clock = clock
+        self._catalogs = catalogs
+        self._identity = identity
+        self._planner = planner
+        self._hot = hot
+        self._table = table
+        self._idempotency = idempotency
+        self.books = books
+        self._via_mark = via_mark
+        """This process's name in ``Via``; a request that carries it came from here."""
+        self.draining: ProxyError | None = None
+
+    # -- from the head alone ---------------------------------------------------------------------------------
+
+    def admit(self, exchange: Exchange) -> Intent:
+        """Say who asks for what, before the body is let in. Raises ``ProxyError`` to refuse."""
+        head = exchange.head
+        located = exchange.located = locate(head)
+        if self.draining is not None:
+            raise self.draining
+        if self._via_mark in head.get(b"via"):
+            raise ProxyError(Kind.PROXY_LOOP, "The request has passed through this proxy already.")
+        exchange.controls = parse_controls(head)
+        catalog = exchange.catalog = self._catalogs.current
+        exchange.principal = self._identity.authenticate(head, located.provider, catalog)
+        route = located.route
+        if route.upload:
+            return Intent.STREAM
+        if route.understood:
+            return Intent.HOLD
+        length = head.get(b"content-length")
+        if length.isdigit() and int(length) <= HELD_BODY_BYTES:
+            return Intent.HOLD
+        return Intent.STREAM if b"transfer-encoding" in head.headers or length else Intent.HOLD
+
+    # -- the whole request -----------------------------------------------------------------------------------
+
+    def serve(self, exchange: Exchange, client: Client) -> None:
+        """Put the answer on its way to ``client``. Every failure ends in `Client.fail`."""
+        exchange.served_at = self._clock.now()
+        try:
+            self._serve(exchange, client)
+        except ProxyError as error:
+            client.fail(error)
+        except Exception as bug:  # noqa: BLE001 - one of the two places that may
+            self.books.bug("pipeline", bug)
+            client.fail(ProxyError(Kind.BUG, "Internal error.", detail=repr(bug)))
+
+    def _serve(self, exchange: Exchange, client: Client) -> None:
+        exchange.call = self._parse(exchange)
+        plan = exchange.plan = self.plan(exchange)
+        if plan.caching.reads and plan.key is not None:
+            hit = self._hot.lookup(plan.key, self._clock.now())
+            if hit is not None and _is_usable(hit, plan):
+                self._answer_from_cache(exchange, client, plan, hit)
+                return
+        self._join(exchange, client, plan)
+
+    def _parse(self, exchange: Exchange) -> Call | None:
+        located, body = exchange.located, exchange.body
+        assert located is not None
+        if not located.route.has_json_body or not isinstance(body, bytes):
+            return None
+        text = decoded_for_key(exchange.head, body)
+        return None if text is None else parse_call(located.route, text)
+
+    def plan(self, exchange: Exchange) -> Plan:
+        """Everything that is decided about the request; pure."""
+        assert exchange.located is not None
+        assert exchange.principal is not None
+        assert exchange.controls is not None
+        assert exchange.catalog is not None
+        body = exchange.body if isinstance(exchange.body, bytes) else None
+        return self._planner.plan(
+            Asked(
+                exchange.head,
+                exchange.located,
+                exchange.call,
+                body,
+                exchange.principal,
+                exchange.controls,
+                exchange.catalog,
+            )
+        )
+
+    def _answer_from_cache(self, exchange: Exchange, client: Client, plan: Plan, hit: Hit) -> None:
+        recording = hit.recording
+        report = Report(recording.stored_at)
+        report.usage = recording.report if isinstance(recording.report, Usage) else None
+        exchange.report = report
+        exchange.role = "hit"
+        exchange.hit_age_s = hit.age_s
+        exchange.hit_ttl_s = hit.ttl_left_s
+        if hit.ttl_left_s <= 0:
+            exchange.detail = "stale-while-revalidate"
+            self._refresh(plan, exchange)
+        client.answer(recording.head, recording.body)
+
+    def _refresh(self, plan: Plan, exchange: Exchange) -> None:
+        """Renew a stale entry behind the answer; at most one refresh of a key is in the air."""
+        assert plan.key is not None
+        if self._hot.begin_refresh(plan.key, self._clock.now()):
+            work = self._work(plan, exchange, renews=True)
+            if self._table.refresh(work, key=plan.key, scope=plan.scope) is None:
+                self._hot.end_refresh(plan.key, self._clock.now(), ok=True)
+
+    def _join(self, exchange: Exchange, client: Client, plan: Plan, *, alone: bool = False) -> None:
+        """Join the flight of the plan's key or start one: one step, nothing may come between."""
+        sharing = plan.sharing
+        if plan.idempotency is not None and not alone:
+            self._check_idempotency(plan)
+        subscription = self._table.join(
+            client,
+            self._work(plan, exchange),
+            key=plan.key,
+            scope=plan.scope,
+            registers=sharing.registers and not alone,
+            joins=sharing.joins and not alone,
+            retry=sharing.retry and not alone,
+            leads=sharing.leads or alone,
+            keeps=plan.caching.writes,
+            leave_s=plan.leave_s,
+        )
+        if subscription is None:
+            raise ProxyError(Kind.NOT_CACHED, "The answer is neither cached nor on its way.")
+        if plan.idempotency is not None and plan.idempotency_print is not None:
+            self._idempotency.record(plan.idempotency, plan.idempotency_print, subscription.flight)
+        exchange.subscription = subscription
+        exchange.joined_at = self._clock.now()
+        if not subscription.leads:
+            exchange.role = "follower"
+        else:
+            exchange.role = "leader" if subscription.flight.mapped else "alone"
+        controls = exchange.controls
+        client.attach(subscription, controls.patience_s if controls is not None else None, plan.streams)
+        subscription.start()
+
+    def _work(self, plan: Plan, exchange: Exchange, *, renews: bool = False) -> Work:
+        price = exchange.catalog.prices.find(plan.model) if exchange.catalog is not None and plan.model else None
+        return Work(plan, exchange.body, self._hot.generation, price, renews)
+
+    def _check_idempotency(self, plan: Plan) -> None:
+        assert plan.idempotency is not None
+        assert plan.idempotency_print is not None
+        verdict = self._idempotency.check(plan.idempotency, plan.idempotency_print)
+        if verdict is Verdict.MISMATCH:
+            raise ProxyError(Kind.IDEMPOTENCY_MISMATCH, "This Idempotency-Key was used for a different request.")
+        if verdict is Verdict.BUSY:
+            raise ProxyError(
+                Kind.IDEMPOTENCY_BUSY, "The request with this Idempotency-Key is still running.", retry_after_s=1.0
+            )
+
+    # -- what the relay calls --------------------------------------------------------------------------------
+
+    def rejoin(self, exchange: Exchange, client: Client) -> None:
+        """The flight turned out not to be shareable: a call of one's own."""
+        assert exchange.plan is not None
+        try:
+            self._join(exchange, client, exchange.plan, alone=True)
+        except ProxyError as error:
+            client.fail(error)
+
+    def account(self, exchange: Exchange) -> None:
+        """The exchange is over: count it and log it, once."""
+        if not exchange.accounted:
+            exchange.accounted = True
+            self.books.account(exchange)
+
+    def count_rejection(self, error: ProxyError) -> None:
+        self.books.rejected(error)
+
+
+def _is_usable(hit: Hit, plan: Plan) -> bool:
+    """Whether this caller takes an entry of this age."""
+    caching = plan.caching
+    if caching.max_age_s is not None and hit.age_s > caching.max_age_s:
+        return False
+    if hit.ttl_left_s > 0:
+        return True
+    if caching.max_stale_s is not None and -hit.ttl_left_s <= caching.max_stale_s:
+        return True
+    return hit.may_serve

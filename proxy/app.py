@@ -165,11 +165,9 @@ class App:
         self.phase = "draining"
         error = ProxyError(Kind.DRAINING, "The proxy is shutting down; try again.", retry_after_s=1.0)
         self.pipeline.draining = error
-        self.server.draining = True
         if self._listener is not None:
             self._listener.close()
-        for connection in self.server.connections:
-            connection.close()
+        self.server.hush()
         await self._landed(grace_s)
         self.table.close(error)
         self.table.shut(error)

@@ -100,6 +100,9 @@ class Exchange:
         self.error: ProxyError | None = None
         self.accounted = False
 
+    def count_in(self, size: int) -> None:
+        self.bytes_in += size
+
     @property
     def facts(self) -> Report | None:
         """What is known of the answer: the hit's report or the flight's."""

@@ -87,7 +87,7 @@ class Production:
                 return
         await self._transport.exchange(_request(work), intake, self._patience(plan))
         if flight.phase is Phase.FILLING and intake.recording is not None and plan.key is not None:
-            await self._shared.put(plan.key, intake.recording, plan.caching.ttl_s)
+            await self._shared.put(plan.key, intake.recording, plan.caching.keeps_s)
 
     def _patience(self, plan: Plan) -> Patience:
         return Patience(self._connect_s, plan.first_byte_s, plan.idle_s, plan.total_s)

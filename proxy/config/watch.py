@@ -8,7 +8,6 @@ when it says yes; SIGHUP calls ``reload`` at once. A reload reads and parses a f
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -81,11 +80,6 @@ class CatalogHolder:
         self.last_reload_ok = True
         self.last_problems = ()
         return ReloadResult(True, changed, self.current.generation)
-
-    def bump(self) -> int:
-        """A new generation of the same catalog, for a purge; returns its number."""
-        self.current = replace(self.current, generation=self.current.generation + 1)
-        return self.current.generation
 
     def _load(self, generation: int) -> Catalog:
         assert self._path is not None

@@ -6,6 +6,7 @@ one a time limit; both fail the read that waits, so nobody waits for a client th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from aiohttp import StreamReader
@@ -92,7 +93,7 @@ async def read_whole(
 class Upload:
     """A body source that hands pieces on as they come; holds none of them."""
 
-    __slots__ = ("_content", "_guard", "count", "length")
+    __slots__ = ("_content", "_count", "_guard", "length")
 
     def __init__(
         self,
@@ -101,22 +102,25 @@ class Upload:
         limits: BodyLimits,
         clock: Clock,
         deadlines: Deadlines,
+        *,
+        count: Callable[[int], None],
     ) -> None:
+        """``count`` is told the size of each piece."""
         self._content = content
         self.length = length
-        self.count = 0
-        """Bytes read so far."""
+        self._count = count
         self._guard = PaceGuard(content, limits, clock, deadlines, bounded=False)
 
     async def read(self) -> bytes:
         piece = await _read(self._content)
-        self.count += len(piece)
+        self._count(len(piece))
         self._guard.count(len(piece))
         if not piece:
             self._guard.stop()
         return piece
 
     def close(self) -> None:
+        """Nobody will read any more."""
         self._guard.stop()
 
 

@@ -68,7 +68,8 @@ class Connection(RequestHandler):
         self._expect_head()
 
     def data_received(self, data: bytes) -> None:
-        idle = self._waiter is not None and self.relay is None
+        # Only while no request is under way: bytes of a body, or of one that is being discarded, are no head.
+        idle = self.relay is None and (self._waiter is not None or not self._request_count)
         before = self._request_count
         super().data_received(data)
         if self._request_count != before:
@@ -150,11 +151,7 @@ class Connection(RequestHandler):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
             transport.abort()
 
-    def close(self) -> None:
-        super().close()
-
     def close_now(self) -> None:
-        """Flush and close, whatever aiohttp is waiting for."""
         self.force_close()
 
     @property

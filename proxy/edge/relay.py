@@ -33,8 +33,8 @@ class Wire(Protocol):
     def abort(self) -> None:
         """Close without another byte, as a reset where the framing could not show that something is missing."""
 
-    def close(self) -> None:
-        """Flush what was written, then close."""
+    def close_now(self) -> None:
+        """Flush what was written and close, whatever the client still sends."""
 
     @property
     def full(self) -> bool:
@@ -140,8 +140,9 @@ class Relay:
             # The caller hangs up at patience_s; an answer must be there a moment earlier.
             margin_s = min(1.0, max(0.05, 0.05 * patience_s))
             self._patience = self._tools.deadlines.arm(max(0.0, patience_s - margin_s), self._out_of_patience)
-        if streams and self._heartbeat is None and not self.http10:
-            self._heartbeat = self._tools.deadlines.arm(self._tools.heartbeat_after_s, self._beat)
+        after_s = self._tools.heartbeat_after_s
+        if streams and after_s and self._heartbeat is None and not self.http10:
+            self._heartbeat = self._tools.deadlines.arm(after_s, self._beat)
 
     def released(self) -> None:
         self.exchange.released = True
@@ -182,9 +183,8 @@ class Relay:
             else:
                 self._begin(head, data, whole=ended and error is None)
                 data = b""
-        elif not self._begun:
-            assert error is not None
-            self.fail(error)
+        elif error is not None and not (self._begun and self.subscription and self.subscription.head_taken):
+            self.fail(error)  # no head came, though a heartbeat may have begun the stream
             return
         if self._converting is not None:
             self._convert(data, ended)
@@ -331,7 +331,7 @@ class Relay:
             if self.http10 or self._wire.full:
                 self._wire.abort()
             else:
-                self._wire.close()
+                self._wire.close_now()
         self.exchange.outcome = outcome
         self._desk.account(self.exchange)
         self._on_done()

@@ -72,6 +72,16 @@ class DataServer(web.Server):
     def __call__(self) -> Connection:
         return Connection(self, loop=self._loop, **self._kwargs)
 
+    def hush(self) -> None:
+        """From now on connections end with the answer they are at; idle ones end at once."""
+        self.draining = True
+        for connection in self.connections:
+            assert isinstance(connection, Connection)
+            if connection.relay is None:
+                connection.close()
+            else:
+                connection.relay.close_after = True
+
     def count_closed(self, why: str) -> None:
         self.closed_why[why] = self.closed_why.get(why, 0) + 1
 
@@ -112,12 +122,15 @@ class DataServer(web.Server):
                 relay.close_after = True
                 relay.fail(refused)
             elif head.path == "/health" and head.method in ("GET", "HEAD"):
+                exchange.accounted = True  # probes are no traffic
                 relay.answer(_HEALTH, b'{"status":"ok"}')
             else:
                 await self._serve(request, exchange, relay, connection)
             if not relay.done:
                 await done
         finally:
+            if isinstance(exchange.body, Upload):
+                exchange.body.close()
             connection.relay = None
             self.running -= 1
             if not self.running and self.idle is not None:
@@ -145,7 +158,14 @@ class DataServer(web.Server):
                     )
                 exchange.bytes_in = len(exchange.body)  # type: ignore[arg-type]  # bytes, as asked for
             else:
-                exchange.body = Upload(request.content, length, self.limits, self.clock, self.tools.deadlines)
+                exchange.body = Upload(
+                    request.content,
+                    length,
+                    self.limits,
+                    self.clock,
+                    self.tools.deadlines,
+                    count=exchange.count_in,
+                )
         except ProxyError as error:
             if error.kind is not Kind.CLIENT_GONE:
                 # An unread body is in the way of the next request on this connection.

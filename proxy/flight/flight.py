@@ -182,7 +182,7 @@ class Flight:
         """The cache write is over, however it went."""
         if self.phase is Phase.FILLING:
             self.phase = Phase.ENDED
-            self.table.filled(self)
+            self.table.ended(self)
 
     def flush(self) -> None:
         """Push everything new into every sink that has room: one call for each read from the upstream."""

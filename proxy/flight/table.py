@@ -277,11 +277,9 @@ class Table:
         if flight.linger is not None:
             self._stop_lingering(flight, "finished")
         if flight.phase is Phase.ENDED:
-            self._unmap(flight)
-            if not flight.subscribers:
-                self._forget(flight)
+            self.ended(flight)
 
-    def filled(self, flight: Flight) -> None:
+    def ended(self, flight: Flight) -> None:
         self._unmap(flight)
         if not flight.subscribers:
             self._forget(flight)

@@ -139,7 +139,7 @@ def _of_type(schema: dict[str, Any], root: dict[str, Any], depth: int) -> Any:
 
 def _resolve(reference: str, root: dict[str, Any]) -> dict[str, Any]:
     value: Any = root
-    for part in reference.removeprefix("#/").split("/"):
+    for part in reference.lstrip("#/").split("/") if reference != "#" else ():
         value = value.get(part, {}) if isinstance(value, dict) else {}
     return value if isinstance(value, dict) else {}
 

@@ -20,6 +20,7 @@ from proxy.mock.responses import Responses, count_input
 
 _MOUNTS = {"/openai": OPENAI, "/anthropic": ANTHROPIC, "/mistral": MISTRAL}
 _OVERRIDE = b"x-mock-"
+_MISTRAL_AGENTS = (b"mistral-client", b"speakeasy-sdk")
 
 _POSTS: dict[str, Callable[[Call], Answer]] = {
     "/v1/chat/completions": answer_chat,
@@ -175,4 +176,4 @@ def _guess_dialect(path: str, headers: dict[bytes, bytes], model: str) -> str:
     if path in ("/v1/fim/completions", "/v1/ocr") or is_mistral(model):
         return MISTRAL
     # Without a model in the request only the client's name is left.
-    return MISTRAL if not model and headers.get(b"user-agent", b"").startswith(b"speakeasy-sdk") else OPENAI
+    return MISTRAL if not model and headers.get(b"user-agent", b"").startswith(_MISTRAL_AGENTS) else OPENAI

@@ -120,7 +120,7 @@ class Family(Generic[C]):
         # An odd spelling of known values takes room as well, or spellings without end would take memory without end.
         if labels not in self._children:
             self._children[labels] = child
-            self._room.left -= self._weight
+            self._room.left -= self._weight if labels else 0
         return child
 
     def read_from(self, labels: Labels, read: Read) -> None:

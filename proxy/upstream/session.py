@@ -1,7 +1,12 @@
 """``SessionTransport``: the same seam over aiohttp's client, for what is not hot, and WebSockets for the relay.
 
 It serves origins behind an outbound HTTP proxy (CONNECT for ``https``, absolute-form for ``http``). Bytes pass as
-they are: nothing is decompressed, no cookie is kept, no redirect followed, no header added but framing and ``host``.
+they are: nothing is decompressed, no cookie is kept, no redirect followed, no header added but framing, ``host`` and
+``connection: close``.
+
+Every exchange has a connection of its own. aiohttp 3.14 takes bytes that arrive on an idle connection for the answer
+to the next request, so a connection that is never idle is the only safe one.
+
 Together with `websocket` it is
 the only module of the room that imports aiohttp.
 """
@@ -24,15 +29,15 @@ from proxy.protocol.message import HeaderList, ResponseHead
 from proxy.upstream import faults
 from proxy.upstream.base import BodySource, Origin, Patience, Receiver, UpstreamRequest
 from proxy.upstream.body import MeasuredBody
-from proxy.upstream.counts import Caps, Counts
+from proxy.upstream.counts import Caps
 from proxy.upstream.dns import Resolver
 from proxy.upstream.until import Until
 from proxy.upstream.websocket import HandshakeRefusedError, UpstreamSocket
 
 _SKIPPED = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 _FOREVER = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
-_STALE_WITHIN_S = 1.0
 _MESSAGE_BYTES = 64 * 1024 * 1024
+_LARGE_BYTES = 512 * 1024
 
 ProxyFor = Callable[[Origin], str | None]
 
@@ -44,39 +49,36 @@ def _always_direct(origin: Origin) -> str | None:
 class _Try:
     """One attempt: its phase, its deadline, and the receiver's ``Control``."""
 
-    # `begin`, `expect` and `suspend` write the phase; pause and resume the future; failure is a source's error.
+    # `begin`, `expect` and `suspend` write the phase, pause and resume the future; failure is a body source's error.
     __slots__ = (
         "_clock",
         "_patience",
         "_receiver",
         "_resumed",
         "_total_at",
-        "began_at",
+        "connected",
         "failure",
-        "reused",
         "until",
         "why",
     )
 
     def __init__(
-        self, clock: Clock, deadlines: Deadlines, receiver: Receiver, patience: Patience, started_at: float
+        self, clock: Clock, deadlines: Deadlines, receiver: Receiver, patience: Patience
     ) -> None:
         self._clock = clock
         self._patience = patience
         self._receiver = receiver
         self._resumed: asyncio.Future[None] | None = None
-        self._total_at = started_at + patience.total_s
+        now = clock.now()
+        self._total_at = now + patience.total_s
         self.why = "connect"
-        self.reused = False
+        self.connected = False
         self.failure: BaseException | None = None
-        self.began_at = 0.0
-        """When the request was put on a connection; 0 before."""
-        self.until = Until(deadlines, min(clock.now() + patience.connect_s, self._total_at))
+        self.until = Until(deadlines, min(now + patience.connect_s, self._total_at))
 
-    def begin(self, reused: bool) -> None:
-        """A connection is there."""
-        self.reused = reused
-        self.began_at = self._clock.now()
+    def begin(self) -> None:
+        """The connection is there."""
+        self.connected = True
         self.expect("first_byte", self._patience.first_byte_s)
         self._receiver.on_start(self)
 
@@ -128,33 +130,16 @@ class _Names(AbstractResolver):
         pass
 
 
-async def _on_created(_session: aiohttp.ClientSession, context: Any, _: object) -> None:
+async def _on_connected(_session: aiohttp.ClientSession, context: Any, _: object) -> None:
     if context.trace_request_ctx is not None:  # a WebSocket's handshake has none
-        context.trace_request_ctx.begin(False)
-
-
-async def _on_reused(_session: aiohttp.ClientSession, context: Any, _: object) -> None:
-    if context.trace_request_ctx is not None:
-        context.trace_request_ctx.begin(True)
+        context.trace_request_ctx.begin()
 
 
 class SessionTransport:
     """Carries requests over ``aiohttp.ClientSession``, through ``proxy_for(origin)`` where that names a proxy."""
 
-    # running is written by `exchange`, `connect_websocket` and `_leave`, _refusing by `close`; sessions are made once
-    # and _fresh never keeps a connection: the transparent retry must not meet a second stale one.
-    __slots__ = (
-        "_caps",
-        "_clock",
-        "_deadlines",
-        "_fresh",
-        "_limit",
-        "_pooled",
-        "_proxy_for",
-        "_refusing",
-        "counts",
-        "running",
-    )
+    # running is written by `exchange`, `connect_websocket` and `_leave`, _refusing by `close`.
+    __slots__ = ("_caps", "_clock", "_deadlines", "_limit", "_proxy_for", "_refusing", "_session", "running")
 
     def __init__(
         self,
@@ -175,19 +160,13 @@ class SessionTransport:
         self._caps = caps or Caps()
         self._refusing = False
         self.running = 0
-        self.counts = Counts()
-        self._pooled = self._make_session(resolver, tls, keeps=True)
-        self._fresh = self._make_session(resolver, tls, keeps=False)
-
-    def _make_session(self, resolver: Resolver, tls: ssl.SSLContext, *, keeps: bool) -> aiohttp.ClientSession:
-        pooling: dict[str, Any] = {"keepalive_timeout": 15.0} if keeps else {"force_close": True}
         trace = aiohttp.TraceConfig()
-        trace.on_connection_create_end.append(_on_created)
-        trace.on_connection_reuseconn.append(_on_reused)
-        return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=0, ssl=tls, resolver=_Names(resolver), use_dns_cache=False, **pooling
-            ),
+        trace.on_connection_create_end.append(_on_connected)
+        connector = aiohttp.TCPConnector(
+            limit=0, ssl=tls, resolver=_Names(resolver), use_dns_cache=False, force_close=True
+        )
+        self._session = aiohttp.ClientSession(
+            connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=_SKIPPED,
             auto_decompress=False,
@@ -202,17 +181,9 @@ class SessionTransport:
         """See ``base.Transport``."""
         self._admit()
         self.running += 1
+        attempt = _Try(self._clock, self._deadlines, receiver, patience)
         try:
-            started_at = self._clock.now()
-            attempt = _Try(self._clock, self._deadlines, receiver, patience, started_at)
-            try:
-                await self._carry(self._pooled, request, receiver, patience, attempt)
-            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
-                if not self._is_stale(request, attempt):
-                    raise self._explain(attempt, error) from None
-                self.counts.stale_retries += 1
-                attempt = _Try(self._clock, self._deadlines, receiver, patience, started_at)
-                await self._carry(self._fresh, request, receiver, patience, attempt)
+            await self._carry(request, receiver, patience, attempt)
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             raise self._explain(attempt, error) from None
         finally:
@@ -224,25 +195,11 @@ class SessionTransport:
         if self.running >= self._limit:
             raise faults.overloaded("pool_full")
 
-    def _is_stale(self, request: UpstreamRequest, attempt: _Try) -> bool:
-        """Whether a reused connection died at once, before a response, under a request that can be sent again."""
-        return (
-            attempt.reused
-            and attempt.why == "first_byte"
-            and isinstance(request.body, bytes)
-            and self._clock.now() - attempt.began_at <= _STALE_WITHIN_S
-        )
-
     async def _carry(
-        self,
-        session: aiohttp.ClientSession,
-        request: UpstreamRequest,
-        receiver: Receiver,
-        patience: Patience,
-        attempt: _Try,
+        self, request: UpstreamRequest, receiver: Receiver, patience: Patience, attempt: _Try
     ) -> None:
         async with attempt.until:
-            response = await session.request(
+            response = await self._session.request(
                 request.method,
                 _url(request.origin, request.target),
                 headers=_headers(request),
@@ -253,11 +210,7 @@ class SessionTransport:
             )
             try:
                 await self._receive(response, receiver, patience, attempt)
-            except BaseException:
-                response.close()
-                raise
-            # An answer that overtook its request leaves a connection nobody may use again.
-            if response.connection is not None:
+            finally:
                 response.close()
 
     async def _receive(
@@ -299,7 +252,7 @@ class SessionTransport:
             return attempt.failure  # the body's source broke off; aiohttp only reports that sending failed
         if attempt.until.expired:
             return faults.timed_out(attempt.why)
-        return _explain(error, connected=attempt.began_at > 0.0)
+        return _explain(error, connected=attempt.connected)
 
     async def connect_websocket(
         self, origin: Origin, target: str, headers: HeaderList, protocols: Sequence[str], patience: Patience
@@ -313,7 +266,7 @@ class SessionTransport:
         until = Until(self._deadlines, self._clock.now() + patience.connect_s + patience.first_byte_s)
         try:
             async with until:
-                opened = await self._fresh.ws_connect(
+                opened = await self._session.ws_connect(
                     _url(origin, target),
                     headers=_fields(headers),
                     protocols=protocols,
@@ -334,20 +287,16 @@ class SessionTransport:
         return UpstreamSocket(opened, self._leave)
 
     async def _leave(self) -> None:
-        """One fewer is under way; the last one out closes the sessions of a closed transport."""
+        """One fewer is under way; the last one out closes the session of a closed transport."""
         self.running -= 1
         if self._refusing and self.running == 0:
-            await self._close_sessions()
-
-    async def _close_sessions(self) -> None:
-        await self._pooled.close()
-        await self._fresh.close()
+            await self._session.close()
 
     async def close(self) -> None:
-        """Refuse new exchanges; running ones and open WebSockets go on, and the last of them closes the sessions."""
+        """Refuse new exchanges; running ones and open WebSockets go on, and the last of them closes the session."""
         self._refusing = True
         if self.running == 0:
-            await self._close_sessions()
+            await self._session.close()
 
 
 def _url(origin: Origin, target: str) -> URL:
@@ -369,16 +318,25 @@ def _text(value: bytes) -> str:
 def _headers(request: UpstreamRequest) -> list[tuple[str, str]]:
     fields = _fields(request.headers)
     body = request.body
-    if not isinstance(body, bytes) and body.length is not None:
-        fields.append(("content-length", str(body.length)))
+    length = (len(body) or None) if isinstance(body, bytes) else body.length
+    if length is not None:
+        fields.append(("content-length", str(length)))
     return fields
 
 
 def _data(request: UpstreamRequest, attempt: _Try, patience: Patience) -> bytes | AsyncIterator[bytes] | None:
     body = request.body
     if isinstance(body, bytes):
+        if len(body) > _LARGE_BYTES:
+            return _slices(body)
         return body or None
     return _pieces(body, attempt, patience)
+
+
+async def _slices(body: bytes) -> AsyncIterator[bytes]:
+    """A large body in parts: aiohttp warns when it is handed a megabyte at once."""
+    for start in range(0, len(body), _LARGE_BYTES):
+        yield body[start : start + _LARGE_BYTES]
 
 
 async def _pieces(source: BodySource, attempt: _Try, patience: Patience) -> AsyncIterator[bytes]:

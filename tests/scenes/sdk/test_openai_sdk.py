@@ -1,0 +1,474 @@
+"""The OpenAI SDK sees through the proxy what it sees without it: values, exceptions, calls."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import openai
+import pytest
+from openai import AsyncOpenAI, OpenAI
+from pydantic import BaseModel
+
+from tests.scenes.sdk.conftest import BLOCKING
+from tests.scenes.sdk.sides import ADDED, DROPPED, Eager, Side, Sides, observe, resolve, run_both, tls, vendor_headers
+
+Program = Callable[[Any], Awaitable[object]]
+
+KEY = "sk-test-aaaaaaaaaaaaaaaaaaaaaaaa"
+MODEL = "gpt-4o-mini"
+HELLO: Any = [{"role": "user", "content": "hello ✈"}]
+USE_TOOL: Any = [{"role": "user", "content": "use the tool"}]
+TOOL: Any = {
+    "type": "function",
+    "function": {
+        "name": "find_gate",
+        "parameters": {
+            "type": "object",
+            "properties": {"flight": {"type": "string"}, "row": {"type": "integer"}},
+            "required": ["flight", "row"],
+        },
+    },
+}
+FLAT_TOOL: Any = {"type": "function", **TOOL["function"]}
+QUICK = "retry_after_s=0.001"
+
+
+class Gate(BaseModel):
+    flight: str
+    rows: list[int]
+
+
+@asynccontextmanager
+async def open_sdk(kind: str, side: Side, **options: Any) -> AsyncIterator[Any]:
+    """The blocking or the asynchronous client, pointed at one side."""
+    given: dict[str, Any] = {"base_url": f"{side.url}/v1", "api_key": KEY, "max_retries": 0, **options}
+    if kind == BLOCKING:
+        with OpenAI(http_client=openai.DefaultHttpxClient(verify=tls()), **given) as blocking:
+            yield Eager(blocking)
+    else:
+        async with AsyncOpenAI(http_client=openai.DefaultAsyncHttpxClient(verify=tls()), **given) as asynchronous:
+            yield asynchronous
+
+
+def at(kind: str, program: Program, **options: Any) -> Callable[[Side], Awaitable[object]]:
+    """The program with a client of its own."""
+
+    async def run(side: Side) -> object:
+        async with open_sdk(kind, side, **options) as sdk:
+            return await program(sdk)
+
+    return run
+
+
+# --- programs: what an application does; each returns what it has seen ---
+
+
+async def ask_whole(sdk: Any) -> object:
+    return await sdk.chat.completions.create(model=MODEL, messages=HELLO)
+
+
+async def ask_for_three_choices(sdk: Any) -> object:
+    return await sdk.chat.completions.create(model=MODEL, messages=HELLO, n=3)
+
+
+async def ask_with_a_limit(sdk: Any) -> object:
+    return await sdk.chat.completions.create(model=MODEL, messages=HELLO, max_completion_tokens=5)
+
+
+async def stream(sdk: Any) -> object:
+    chunks = await sdk.chat.completions.create(model=MODEL, messages=HELLO, stream=True)
+    return [chunk async for chunk in chunks]
+
+
+async def stream_with_usage(sdk: Any) -> object:
+    chunks = await sdk.chat.completions.create(
+        model=MODEL, messages=HELLO, stream=True, n=2, stream_options={"include_usage": True}
+    )
+    return [chunk async for chunk in chunks]
+
+
+async def stream_cut_between_any_two_bytes(sdk: Any) -> object:
+    chunks = await sdk.chat.completions.create(model=f"{MODEL}?chunk_bytes=7", messages=HELLO, stream=True)
+    return [chunk async for chunk in chunks]
+
+
+async def use_a_tool_and_answer_it(sdk: Any) -> object:
+    first = await sdk.chat.completions.create(model=MODEL, messages=USE_TOOL, tools=[TOOL])
+    said = first.choices[0].message.model_dump(exclude_none=True)
+    result = {"role": "tool", "tool_call_id": first.choices[0].message.tool_calls[0].id, "content": "A1"}
+    second = await sdk.chat.completions.create(model=MODEL, messages=[*USE_TOOL, said, result], tools=[TOOL])
+    return [first, second]
+
+
+async def stream_a_tool_call(sdk: Any) -> object:
+    chunks = await sdk.chat.completions.create(model=MODEL, messages=USE_TOOL, tools=[TOOL], stream=True)
+    return [chunk async for chunk in chunks]
+
+
+async def read_the_stream_helper(sdk: Any) -> object:
+    async with sdk.chat.completions.stream(model=MODEL, messages=USE_TOOL, tools=[TOOL]) as events:
+        seen = [event async for event in events]
+        return [seen, await events.get_final_completion()]
+
+
+async def parse_a_model(sdk: Any) -> object:
+    whole = await sdk.chat.completions.parse(model=MODEL, messages=HELLO, response_format=Gate)
+    async with sdk.chat.completions.stream(model=MODEL, messages=HELLO, response_format=Gate) as events:
+        streamed = await events.get_final_completion()
+    assert whole.choices[0].message.parsed == streamed.choices[0].message.parsed == Gate(flight="mock", rows=[7])
+    return [whole, streamed]
+
+
+async def complete_as_of_old(sdk: Any) -> object:
+    whole = await sdk.completions.create(model="gpt-3.5-turbo-instruct", prompt="hello")
+    chunks = await sdk.completions.create(model="gpt-3.5-turbo-instruct", prompt="hello", stream=True)
+    return [whole, [chunk async for chunk in chunks]]
+
+
+async def keep_a_response_and_delete_it(sdk: Any) -> object:
+    made = await sdk.responses.create(model="gpt-5", input="hello", store=True)
+    read = await sdk.responses.retrieve(made.id)
+    await sdk.responses.delete(made.id)
+    try:
+        await sdk.responses.retrieve(made.id)
+    except openai.NotFoundError as error:
+        return [made, read, error.body]
+    raise AssertionError("the response is still there")
+
+
+async def respond_without_keeping(sdk: Any) -> object:
+    parsed = await sdk.responses.parse(model="gpt-5", input="hello", store=False, text_format=Gate)
+    assert parsed.output_parsed == Gate(flight="mock", rows=[7])
+    count = await sdk.responses.input_tokens.count(model="gpt-5", input="hello")
+    return [parsed, count, await sdk.responses.create(model="gpt-5", input="hello", store=False)]
+
+
+async def stream_a_response(sdk: Any) -> object:
+    kept = await sdk.responses.create(model="gpt-5", input="hello", stream=True)
+    kept_events = [event async for event in kept]
+    cut = await sdk.responses.create(model="gpt-5", input="hello", store=False, max_output_tokens=2, stream=True)
+    return [kept_events, [event async for event in cut]]
+
+
+async def read_the_response_stream_helper(sdk: Any) -> object:
+    fields = {"model": "gpt-5", "input": "use the tool", "tools": [FLAT_TOOL], "store": False}
+    async with sdk.responses.stream(**fields) as events:
+        seen = [event async for event in events]
+        return [seen, await events.get_final_response()]
+
+
+async def embed(sdk: Any) -> object:
+    model = "text-embedding-3-small"
+    packed = await sdk.embeddings.create(model=model, input=["a", "b"], dimensions=8)
+    floats = await sdk.embeddings.create(model=model, input=["a", "b"], dimensions=8, encoding_format="float")
+    return [packed, floats, await sdk.embeddings.create(model=model, input=[[1, 2], [3]])]
+
+
+async def look_at_the_models(sdk: Any) -> object:
+    return [[model async for model in await_or_page(sdk.models.list())], await sdk.models.retrieve("gpt-5")]
+
+
+def await_or_page(listing: Any) -> Any:
+    """Both clients' listings can be iterated without being awaited."""
+    return listing
+
+
+async def moderate_and_draw(sdk: Any) -> object:
+    judged = await sdk.moderations.create(input=["kind words", "violence"])
+    return [judged, await sdk.images.generate(model="gpt-image-1", prompt="a runway", n=2)]
+
+
+async def speak(sdk: Any) -> object:
+    whole = await sdk.audio.speech.create(model="tts-1", voice="alloy", input="hello there")
+    fields = {"model": "tts-1", "voice": "alloy", "input": "hello again", "response_format": "wav"}
+    async with sdk.audio.speech.with_streaming_response.create(**fields) as response:
+        streamed = b"".join([piece async for piece in response.iter_bytes(1000)])
+        kind = response.headers["content-type"]
+    return [whole.content, streamed, kind]
+
+
+async def download_ten_megabytes(sdk: Any) -> object:
+    content = (await sdk.files.content("file-10485760")).content
+    assert content[:502] == bytes(range(251)) * 2
+    async with sdk.files.with_streaming_response.content("file-3000001") as response:
+        size = sum([len(piece) async for piece in response.iter_bytes()])
+    return [content, size]
+
+
+async def read_raw_responses(sdk: Any) -> object:
+    raw = await sdk.chat.completions.with_raw_response.create(model=MODEL, messages=HELLO)
+    chunks = await sdk.chat.completions.with_raw_response.create(model=MODEL, messages=HELLO, stream=True)
+    seen = [raw.status_code, raw.request_id, raw.text, vendor_headers(raw.headers), await resolve(raw.parse())]
+    return [*seen, vendor_headers(chunks.headers), [chunk async for chunk in await resolve(chunks.parse())]]
+
+
+async def read_streaming_responses(sdk: Any) -> object:
+    async with sdk.chat.completions.with_streaming_response.create(model=MODEL, messages=HELLO) as response:
+        whole = [response.status_code, vendor_headers(response.headers), await response.parse()]
+    fields = {"model": MODEL, "messages": HELLO, "stream": True}
+    async with sdk.chat.completions.with_streaming_response.create(**fields) as response:
+        return [whole, [line async for line in response.iter_lines()]]
+
+
+async def ask_for_what_the_sdk_does_not_know(sdk: Any) -> object:
+    answer = await sdk.chat.completions.create(
+        model=MODEL, messages=HELLO, extra_body={"new_field": {"a": [1]}}, extra_query={"trace": "a b"}
+    )
+    try:
+        await sdk.get("/unknown/path", cast_to=object)
+    except openai.NotFoundError as error:
+        return [answer, error.body, error.status_code]
+    raise AssertionError("there is no such path")
+
+
+PROGRAMS = [
+    ask_whole,
+    ask_for_three_choices,
+    ask_with_a_limit,
+    stream,
+    stream_with_usage,
+    stream_cut_between_any_two_bytes,
+    use_a_tool_and_answer_it,
+    stream_a_tool_call,
+    read_the_stream_helper,
+    parse_a_model,
+    complete_as_of_old,
+    keep_a_response_and_delete_it,
+    respond_without_keeping,
+    stream_a_response,
+    read_the_response_stream_helper,
+    embed,
+    look_at_the_models,
+    moderate_and_draw,
+    speak,
+    download_ten_megabytes,
+    read_raw_responses,
+    read_streaming_responses,
+    ask_for_what_the_sdk_does_not_know,
+]
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
+async def test_program_sees_the_same_values_on_both_sides(sides: Sides, kind: str, program: Program) -> None:
+    """Texts, tool calls, reasons, usage, parsed objects, ids, bytes and headers are equal, and so is each body that
+    arrived."""
+    outcome = await run_both(sides, at(kind, program))
+
+    assert outcome.failure is None
+    assert outcome.value is not None
+
+
+async def test_file_goes_up_and_down_whole(sides: Sides, kind: str) -> None:
+    """An upload of several megabytes arrives complete and is the same file in every later answer."""
+    content = bytes(range(251)) * 20_000
+
+    async def program(sdk: Any) -> object:
+        uploaded = await sdk.files.create(file=("notes.bin", io.BytesIO(content)), purpose="user_data")
+        listed = [file.id async for file in sdk.files.list()] == [uploaded.id]
+        read = await sdk.files.retrieve(uploaded.id)
+        down = (await sdk.files.content(uploaded.id)).content
+        deleted = await sdk.files.delete(uploaded.id)
+        about = [uploaded.bytes, uploaded.filename, uploaded.purpose, uploaded.status]
+        return [about, listed, read.bytes, down, deleted.deleted]
+
+    seen = [await observe(side, at(kind, program)) for side in sides]
+
+    # The boundary is drawn anew for each upload, so the hashes of those bodies differ.
+    assert seen[0]._replace(calls={}) == seen[1]._replace(calls={})
+    assert seen[1].value[0] == [len(content), "notes.bin", "user_data", "processed"]
+    assert [side.mock.calls for side in sides] == [5, 5]
+
+
+# --- failures ---
+
+FAILURES: dict[str, dict[str, Any]] = {
+    "no such model": {"model": "missing-model"},
+    "bad parameter": {"max_tokens": -1},
+    "no messages": {"messages": []},
+    "too many requests": {"model": f"{MODEL}?fault=429"},
+    "server error": {"model": f"{MODEL}?fault=500"},
+    "overloaded": {"model": f"{MODEL}?fault=503"},
+    "streamed server error": {"model": f"{MODEL}?fault=500", "stream": True},
+    "streamed bad parameter": {"n": 0, "stream": True},
+}
+
+
+@pytest.mark.parametrize("fields", FAILURES.values(), ids=FAILURES.keys())
+async def test_refusal_raises_the_same_exception_on_both_sides(
+    sides: Sides, kind: str, fields: dict[str, Any]
+) -> None:
+    """Class, status, code, body, request id and text are those of the upstream."""
+
+    async def program(sdk: Any) -> object:
+        return await sdk.chat.completions.create(**{"model": MODEL, "messages": HELLO, **fields})
+
+    outcome = await run_both(sides, at(kind, program))
+
+    assert outcome.failure is not None
+    assert outcome.failure["body"].keys() == {"message", "type", "param", "code"}
+    assert outcome.failure["request_id"].startswith("req_")
+    assert sides.proxied.mock.calls == 1
+
+
+async def test_forgotten_key_raises_the_same_exception_on_both_sides(sides: Sides, kind: str) -> None:
+    """The upstream says that there is no credential, not the proxy."""
+    outcome = await run_both(sides, at(kind, ask_whole, default_headers={"Authorization": ""}))
+
+    assert outcome.failure is not None
+    assert outcome.failure["class"] == "openai.AuthenticationError"
+    assert outcome.failure["code"] == "invalid_api_key"
+
+
+async def test_headers_differ_by_the_named_ones_only(sides: Sides) -> None:
+    """The proxy drops what describes the vendor's edge, adds what describes itself, and changes nothing else."""
+    seen = {}
+    for side in sides:
+        async with open_sdk("asynchronous", side) as sdk:
+            raw = await sdk.chat.completions.with_raw_response.create(model=MODEL, messages=HELLO)
+            seen[side.name] = {name.lower(): value for name, value in raw.headers.items()}
+    direct, proxied = seen["direct"], seen["proxied"]
+
+    assert direct.keys() - proxied.keys() - {"connection"} <= DROPPED
+    assert proxied.keys() - direct.keys() == ADDED
+    assert [name for name in direct.keys() & proxied.keys() if direct[name] != proxied[name]] in ([], ["date"])
+
+
+# --- broken streams ---
+
+
+async def read_chunks(sdk: Any, fault: str) -> tuple[int, BaseException | None]:
+    """How many chunks came, and how the stream ended."""
+    chunks = await sdk.chat.completions.create(model=f"{MODEL}?{fault}", messages=HELLO, stream=True)
+    count = 0
+    try:
+        async for _ in chunks:
+            count += 1
+    except Exception as error:
+        return count, error
+    return count, None
+
+
+async def test_error_event_inside_a_stream_raises_the_same_exception(sides: Sides, kind: str) -> None:
+    """Three chunks, then the vendor's words."""
+
+    async def program(sdk: Any) -> object:
+        count, error = await read_chunks(sdk, "fault=error_event&fault_after=3")
+        assert isinstance(error, openai.APIError)
+        return [count, type(error).__name__, error.message, error.code, error.type, error.body]
+
+    outcome = await run_both(sides, at(kind, program))
+
+    assert outcome.failure is None
+    assert outcome.value[:2] == [3, "APIError"]
+
+
+async def test_error_event_inside_a_response_stream_is_seen_as_it_is(sides: Sides, kind: str) -> None:
+    """Whatever the SDK makes of the upstream's event, it makes of the proxied one."""
+
+    async def program(sdk: Any) -> object:
+        events = await sdk.responses.create(
+            model="gpt-5?fault=error_event&fault_after=4", input="hello", store=False, stream=True
+        )
+        return [event async for event in events]
+
+    await run_both(sides, at(kind, program))
+
+
+@pytest.mark.parametrize("fault", ["truncate", "reset_mid"])
+@pytest.mark.parametrize("after", [0, 3, 21])
+async def test_stream_cut_by_the_upstream_raises_and_never_ends_early(
+    sides: Sides, kind: str, fault: str, after: int
+) -> None:
+    """Directly the SDK raises an error of its transport; through the proxy it raises too, without having lost a chunk
+    that came whole."""
+    seen = {}
+    for side in sides:
+        async with open_sdk(kind, side) as sdk:
+            try:
+                count, error = await read_chunks(sdk, f"fault={fault}&fault_after={after}")
+            except openai.APIError as early:
+                count, error = 0, early
+        seen[side.name] = error
+        assert error is not None
+        # What a reset overtakes is lost on its way.
+        assert count == after or (fault == "reset_mid" and count <= after)
+
+    assert isinstance(seen["proxied"], openai.APIError)
+
+
+@pytest.mark.parametrize("after", [3, 21])
+async def test_stream_without_its_terminal_event_is_not_taken_for_a_whole_one(
+    sides: Sides, kind: str, after: int
+) -> None:
+    """The upstream ends the body properly but the stream is not whole: directly the SDK notices nothing, through the
+    proxy it raises."""
+    async with open_sdk(kind, sides.proxied) as sdk:
+        count, error = await read_chunks(sdk, f"fault=no_terminal&tokens={after}")
+
+    assert count == after + 2
+    assert error is not None
+
+
+@pytest.mark.parametrize("fault", ["reset", "garbage"])
+async def test_call_that_breaks_before_its_head_raises_on_both_sides(sides: Sides, kind: str, fault: str) -> None:
+    """Directly the connection breaks; the proxy says so with a 502 that the SDK treats alike: as an `APIError` that
+    it would try again."""
+    errors: dict[str, Any] = {}
+    for side in sides:
+        async with open_sdk(kind, side) as sdk:
+            with pytest.raises(openai.APIError) as caught:
+                await sdk.chat.completions.create(model=f"{MODEL}?fault={fault}", messages=HELLO)
+        errors[side.name] = caught.value
+
+    assert isinstance(errors["direct"], openai.APIConnectionError)
+    assert errors["proxied"].status_code == 502
+    assert errors["proxied"].body.keys() == {"message", "type", "param", "code"}
+
+
+# --- retries and time-outs ---
+
+
+async def test_retries_succeed_after_the_same_number_of_calls(sides: Sides, kind: str) -> None:
+    """429 with retry-after, then 500s, then an answer: the SDK repeats its call as often as without the proxy."""
+
+    async def program(sdk: Any) -> object:
+        limited = f"{MODEL}?fault=429&fail_first=1&{QUICK}"
+        failing = f"{MODEL}?fault=503&fail_first=1"
+        return [
+            await sdk.chat.completions.create(model=limited, messages=HELLO),
+            await sdk.chat.completions.create(model=failing, messages=HELLO),
+        ]
+
+    outcome = await run_both(sides, at(kind, program, max_retries=2))
+
+    assert outcome.failure is None
+    assert sorted(outcome.calls.values()) == [2, 2]
+
+
+async def test_two_server_errors_then_success_are_three_calls_on_both_sides(sides: Sides) -> None:
+    """The whole of the SDK's default patience."""
+
+    async def program(sdk: Any) -> object:
+        return await sdk.chat.completions.create(model=f"{MODEL}?fault=500&fail_first=2", messages=HELLO)
+
+    outcome = await run_both(sides, at("asynchronous", program, max_retries=2))
+
+    assert (outcome.failure, list(outcome.calls.values())) == (None, [3])
+
+
+async def test_retries_that_are_used_up_raise_the_last_error(sides: Sides) -> None:
+    """One repetition, two calls, the upstream's own 429."""
+
+    async def program(sdk: Any) -> object:
+        return await sdk.chat.completions.create(model=f"{MODEL}?fault=429&{QUICK}", messages=HELLO)
+
+    outcome = await run_both(sides, at("asynchronous", program, max_retries=1))
+
+    assert outcome.failure is not None
+    assert outcome.failure["class"] == "openai.RateLimitError"
+    assert list(outcome.calls.values()) == [2]

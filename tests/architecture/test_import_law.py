@@ -113,7 +113,11 @@ def test_a_third_party_library_is_imported_in_its_one_room(module: str) -> None:
 @pytest.mark.parametrize("module", [name for name in MODULES if room_of(name) in NO_ASYNCIO])
 def test_rooms_that_decide_never_wait(module: str) -> None:
     """Formats, policies and records are pure: bytes in, decisions out."""
-    waits = [name for name, line in imports_of(module) if name.split(".")[0] == "asyncio" and not is_excused(module, line)]
+    waits = [
+        name
+        for name, line in imports_of(module)
+        if name.split(".")[0] == "asyncio" and not is_excused(module, line)
+    ]
 
     assert waits == []
 

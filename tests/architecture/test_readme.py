@@ -1,0 +1,64 @@
+"""README holds what the code says: settings, errors, series, dependencies and the two commands."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+from proxy.config.settings import describe_settings
+from proxy.errors import Kind
+from proxy.telemetry.metrics import describe_series
+
+REPO = Path(__file__).parents[2]
+README = (REPO / "README.md").read_text("utf-8")
+
+
+def section(name: str) -> str:
+    """What stands between the section's comments."""
+    found = re.search(rf"<!-- {name}: .*? -->\n(.*?)\n<!-- /{name} -->", README, re.DOTALL)
+    assert found, f"README has no section {name}"
+    return found[1]
+
+
+def test_every_setting_is_in_readme_with_its_default_and_meaning() -> None:
+    """The table is the one the code makes."""
+    assert section("settings") == describe_settings().strip()
+
+
+def test_every_series_is_in_readme() -> None:
+    """The table is the one the code makes."""
+    assert section("series") == describe_series().strip()
+
+
+def test_every_error_that_a_client_can_see_is_in_readme() -> None:
+    """Codes are what users match on."""
+    rows = re.findall(r"^\| (\d+) \| `(\w+)` \|", section("errors"), re.MULTILINE)
+
+    assert rows == [(str(kind.status), kind.code) for kind in Kind if kind is not Kind.CLIENT_GONE]
+
+
+def test_every_dependency_is_named_with_its_reason() -> None:
+    """At most fourteen, each with a row."""
+    project = tomllib.loads((REPO / "pyproject.toml").read_text("utf-8"))["project"]
+    required = {re.split(r"[ ;<>=\[]", line)[0].lower() for line in project["dependencies"]}
+    named = {name.lower() for name in re.findall(r"^\| (\w+) \| ", README.split("## Dependencies")[1], re.MULTILINE)}
+
+    assert required <= named
+    assert len(required) <= 14
+
+
+def test_the_two_commands_stand_on_the_first_screen() -> None:
+    """A newcomer finds them without scrolling."""
+    screen = README.splitlines()[:30]
+
+    assert "python3 -m venv .venv && .venv/bin/pip install -e . && .venv/bin/sameflight demo" in screen
+    assert "python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/pytest" in screen
+
+
+def test_the_top_level_holds_nothing_but_what_the_design_names() -> None:
+    """A stray file at the top is a stray thought."""
+    allowed = {"pyproject.toml", "README.md", "LICENSE", "proxy", "deploy", "nginx", "tests", "loadtests"}
+    present = {path.name for path in REPO.iterdir() if not path.name.startswith(".")}
+
+    assert {name for name in present - allowed if not name.endswith(".egg-info")} == set()

@@ -131,6 +131,7 @@ class Books:
         record: AccessRecord = {
             "request_id": exchange.request_id,
             "upstream_request_id": head.request_id.decode("latin-1") if head is not None else None,
+            "trace_id": _trace_id(exchange),
             "provider": located.provider if located is not None else "none",
             "route": located.route.name if located is not None else "none",
             "model": plan.model if plan is not None else "",
@@ -190,6 +191,12 @@ class Books:
     def bug(self, where: str, error: BaseException) -> None:
         self.metrics.bug(where, error)
         self._log.error("bug", where=where, exc_info=error)
+
+
+def _trace_id(exchange: Exchange) -> str | None:
+    """The caller's trace, from its ``traceparent`` (W3C Trace Context: version, trace, parent, flags)."""
+    parts = exchange.head.get(b"traceparent").split(b"-")
+    return parts[1].decode("latin-1") if len(parts) >= 4 and len(parts[1]) == 32 else None
 
 
 def _measure(exchange: Exchange, now: float) -> Times:

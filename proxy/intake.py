@@ -21,6 +21,7 @@ from proxy.protocol.answer import AnswerHead
 from proxy.protocol.faults import error_event
 from proxy.protocol.headers import private_response_headers, split_response_headers
 from proxy.protocol.message import ResponseHead
+from proxy.protocol.missing import names_missing_model
 from proxy.protocol.routes import Shape
 from proxy.protocol.sse import SseScanner
 from proxy.protocol.usage import UsageReader, estimate_usage, usage_from_body
@@ -33,6 +34,9 @@ TERMINAL_GRACE_S: Final = 0.05
 """How long the end of the message may follow the terminal event before readers are let go without it. Official SDKs
 wait at most 100 ms for the end of the body before they give up a connection."""
 
+MISSING_MODEL_S: Final = 15.0
+"""How long a model that the upstream does not know is not asked for again."""
+
 _JSON: Final = (b"application/json", b"text/event-stream")
 
 
@@ -44,6 +48,9 @@ class Shelf(Protocol):
 
     def stale(self, plan: Plan) -> Recording | None:
         """An outlived answer that may stand in for a failing upstream."""
+
+    def remember_missing(self, flight: Flight, recording: Recording) -> None:
+        """Keep a 404 about an unknown model for a moment, apart from the answers."""
 
 
 class Intake:
@@ -200,6 +207,10 @@ class Intake:
             self.report.usage = usage_from_body(plan.target.dialect, plan.route.name, body)
         self.flight.begin(answer)
         self.flight.append(body)
+        if answer.status == 404 and plan.key is not None and names_missing_model(body, plan.model):
+            now, wall = self._clock.now(), self._clock.wall()
+            missing = Recording(404, answer.shared, (body,), stored_at=now, stored_wall=wall, ttl_s=MISSING_MODEL_S)
+            self._shelf.remember_missing(self.flight, missing)
         self._complete(stores=True)
 
     def _complete(self, *, stores: bool) -> None:
@@ -261,6 +272,8 @@ class Intake:
         the failure to everybody present."""
         flight = self.flight
         if flight.phase >= Phase.FILLING:
+            if not self.report.ended_at:
+                self._close_books()  # broken off from our side: what came until then has its price
             return
         if self._scanner is not None and self._scanner.terminal:
             self.report.remark = "cut_after_end"

@@ -146,12 +146,17 @@ class Pipeline:
     def _serve(self, exchange: Exchange, client: Client) -> None:
         exchange.call = self._parse(exchange)
         plan = exchange.plan = self.plan(exchange)
-        if plan.caching.reads and plan.key is not None:
+        if plan.key is not None and self._may_have(plan, plan.key):
             hit = self._hot.lookup(plan.key, self._clock.now())
             if hit is not None and _is_usable(hit, plan):
                 self._answer_from_cache(exchange, client, plan, hit)
                 return
         self._join(exchange, client, plan)
+
+    def _may_have(self, plan: Plan, key: bytes) -> bool:
+        """Whether the hot cache is worth a look: the plan reads it, or it said a moment ago that there is no such
+        model."""
+        return plan.caching.reads or (plan.sharing.joins and self._hot.is_missing(key, self._clock.now()))
 
     def _parse(self, exchange: Exchange) -> Call | None:
         located, body = exchange.located, exchange.body

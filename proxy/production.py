@@ -111,6 +111,13 @@ class Production:
         hit = self._hot.lookup(plan.key, self._clock.now())
         return hit.recording if hit is not None and hit.may_mask_error else None
 
+    def remember_missing(self, flight: Flight, recording: Recording) -> None:
+        """The marker makes the pipeline look; the answer itself is an entry like any other, bounded by its scope."""
+        work: Work = flight.work
+        plan = work.plan
+        if plan.key is not None and self._hot.put(plan.key, plan.scope, recording, work.generation):
+            self._hot.remember_missing(plan.key, recording.ttl_s, recording.stored_at)
+
     def _settle_refresh(self, flight: Flight) -> None:
         """Tell the cache that a renewal brought nothing, so that it is neither hammered nor forgotten."""
         work: Work = flight.work

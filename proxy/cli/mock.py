@@ -38,6 +38,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--no-usage", action="store_true", help="leave usage out of answers")
     parser.add_argument("--gzip", action="store_true", help="compress answers for clients that accept it")
     parser.add_argument("--vary", action="store_true", help="name the call's number in each answer")
+    parser.add_argument(
+        "--repeatable", action="store_true", help="ids and times depend on the body alone: equal calls, equal bytes"
+    )
     parser.add_argument("--canned", action="store_true", help="for load: repeat the first answer of each target")
     parser.add_argument("--reuse-port", action="store_true", help="let several mocks share the port")
     parser.set_defaults(run=run)
@@ -58,6 +61,7 @@ def read_options(args: argparse.Namespace) -> MockOptions:
         usage=not args.no_usage,
         gzip=args.gzip,
         vary=args.vary,
+        repeatable=args.repeatable,
         canned=args.canned,
     )
 

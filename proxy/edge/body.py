@@ -111,6 +111,11 @@ class Upload:
         self._count = count
         self._guard = PaceGuard(content, limits, clock, deadlines, bounded=False)
 
+    @property
+    def unread(self) -> bool:
+        """Whether the client has more to send, or sent what nobody took."""
+        return not self._content.is_eof()
+
     async def read(self) -> bytes:
         piece = await _read(self._content)
         self._count(len(piece))

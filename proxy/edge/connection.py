@@ -13,7 +13,7 @@ import struct
 from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
-from aiohttp.http_exceptions import LineTooLong
+from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
 from proxy.clock import Deadline
@@ -23,12 +23,16 @@ from proxy.errors import Kind, ProxyError
 from proxy.exchange import make_request_id
 from proxy.protocol.answer import AnswerHead, render_headers
 from proxy.protocol.faults import error_body, error_headers
-from proxy.protocol.routes import Dialect
+from proxy.protocol.routes import MAX_TARGET_BYTES, Dialect
 
 if TYPE_CHECKING:
     from proxy.edge.server import DataServer
 
 _NO_LINGER: Final = struct.pack("ii", 1, 0)
+_PARTING_S: Final = 5.0
+
+MAX_LINE_BYTES: Final = 2 * MAX_TARGET_BYTES
+"""Longer targets are not even parsed; between this and ``MAX_TARGET_BYTES`` the refusal knows the dialect."""
 
 
 class Written:
@@ -50,15 +54,18 @@ class Connection(RequestHandler):
     """One client connection. Implements `relay.Wire` for the exchange that runs on it."""
 
     # Mutable state: relay (set by the server for the running exchange), _head_deadline and _head_bytes (of a head
-    # that has begun and is not complete), _stall (while the client takes nothing), _full.
+    # that has begun and is not complete), long_head (once a head may have been too large, to be looked at), _stall
+    # (while the client takes nothing), _full, _parting (while what comes after the last answer is thrown away).
     def __init__(self, server: DataServer, **options: Any) -> None:
         super().__init__(server, **options)
         self.server = server
         self.relay: Relay | None = None
         self._head_deadline: Deadline | None = None
         self._head_bytes = 0
+        self.long_head = False
         self._stall: Deadline | None = None
         self._full = False
+        self._parting: Deadline | None = None
 
     # -- the transport's calls -------------------------------------------------------------------------------
 
@@ -71,6 +78,8 @@ class Connection(RequestHandler):
         # Only while no request is under way: bytes of a body, or of one that is being discarded, are no head.
         idle = self.relay is None and (self._waiter is not None or not self._request_count)
         before = self._request_count
+        if self._head_bytes + len(data) > self.server.max_header_bytes:
+            self.long_head = True
         super().data_received(data)
         if self._request_count != before:
             self._head_bytes = 0
@@ -85,11 +94,17 @@ class Connection(RequestHandler):
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio heeds the answer, aiohttp gives none
         # FIN counts as gone: a client that hung up and one that only closed its half look the same, and an upstream
         # call must not be paid for the former. The setting serves clients that really do the latter.
-        return not self.server.abort_on_half_close and self.relay is not None
+        if self.server.abort_on_half_close or self.relay is None:
+            return False
+        self.relay.close_after = True
+        return True
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._forget_head()
         self._forget_stall()
+        if self._parting is not None:
+            self._parting.cancel()
+            self._parting = None
         relay = self.relay
         if relay is not None:
             relay.lost()
@@ -137,6 +152,25 @@ class Connection(RequestHandler):
         self.server.count_closed("write_stall")
         self.abort()
 
+    def part(self) -> None:
+        """Close after an answer that the client did not wait for: what it still sends is thrown away for a moment,
+        because a close upon unread bytes is a reset, and a reset takes the answer with it."""
+        transport = self.transport
+        if transport is None or transport.is_closing() or self._parting is not None:
+            return
+        self._force_close = True  # aiohttp parses nothing any more, and leaves the transport alone
+        if self._waiter is not None:
+            self._waiter.cancel()
+        self._forget_head()
+        self._parting = self.server.tools.deadlines.arm(_PARTING_S, self._parted)
+        transport.write_eof()
+        transport.resume_reading()
+
+    def _parted(self) -> None:
+        self._parting = None
+        if self.transport is not None:
+            self.transport.close()
+
     # -- relay.Wire ------------------------------------------------------------------------------------------
 
     def write(self, data: bytes) -> None:
@@ -164,7 +198,7 @@ class Connection(RequestHandler):
         """Answer a request that never became one, and close."""
         self.server.reject(error)
         self.write(refusal(error))
-        self.close_now()
+        self.part()
 
     def handle_error(
         self,
@@ -174,9 +208,12 @@ class Connection(RequestHandler):
         message: str | None = None,
     ) -> Any:
         """aiohttp's hook for bytes that are no request, and for exceptions that a handler let out."""
-        error = _unreadable(exc) if status == 400 else ProxyError(Kind.BUG, "Internal error.", detail=repr(exc))
-        self.server.reject(error)
-        self.write(refusal(error))
+        if status == 400:
+            error = _unreadable(exc)
+        else:
+            error = ProxyError(Kind.BUG, "Internal error.", detail=repr(exc))
+            self.server.pipeline.books.bug("edge", exc or error)
+        self.refuse(error)
         return Written(keep_alive=False)
 
 
@@ -185,9 +222,10 @@ def refusal(error: ProxyError) -> bytes:
     request_id = make_request_id()
     body = error_body(error, Dialect.OPENAI, request_id)
     head = AnswerHead(error.kind.status, error_headers(error, request_id))
-    return b"%b%bcontent-length: %d\r\nconnection: close\r\n\r\n%b" % (
+    return b"%b%bx-sameflight-request-id: %b\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b" % (
         STATUS_LINES[head.status],
         render_headers(head.shared),
+        request_id.encode(),
         len(body),
         body,
     )
@@ -195,5 +233,9 @@ def refusal(error: ProxyError) -> bytes:
 
 def _unreadable(exc: BaseException | None) -> ProxyError:
     if isinstance(exc, LineTooLong):
-        return ProxyError(Kind.HEADERS_TOO_LARGE, "The request head has a line that is too long.", detail=repr(exc))
+        if exc.args[1] == MAX_LINE_BYTES:
+            return ProxyError(Kind.URI_TOO_LONG, "The request target is too long.")
+        return ProxyError(Kind.HEADERS_TOO_LARGE, "The request head has a line that is too long.")
+    if isinstance(exc, BadHttpMessage) and exc.message == "Too many headers received":
+        return ProxyError(Kind.HEADERS_TOO_LARGE, "The request has too many headers.")
     return ProxyError(Kind.BAD_REQUEST, "The request is not valid HTTP/1.1.", detail=repr(exc), why="not_http")

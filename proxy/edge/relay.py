@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from proxy.clock import Clock, Deadline, Deadlines
+from proxy.edge.body import Upload
 from proxy.edge.respond import DateLine, answer_head, is_bodyless
 from proxy.errors import Kind, ProxyError, Side
 from proxy.exchange import Exchange
@@ -22,6 +23,7 @@ from proxy.protocol.sse import heartbeat
 
 _LAST_CHUNK: Final = b"0\r\n\r\n"
 _CLOSE: Final = b"connection: close\r\n"
+_KEEP: Final = b"connection: keep-alive\r\n"
 _MAX_CONVERTED_BYTES: Final = 64 * 1024
 
 
@@ -132,14 +134,16 @@ class Relay:
     # -- before the head -------------------------------------------------------------------------------------
 
     def attach(self, subscription: Subscription, patience_s: float | None, streams: bool) -> None:
-        """Wait for ``subscription``: at most ``patience_s``, and not in silence where a stream was asked for."""
+        """Wait for ``subscription``: hardly longer than ``patience_s``, and not in silence where a stream was asked
+        for."""
         self.subscription = subscription
         if self._wire.full:
             subscription.pause()
         if patience_s is not None and self._patience is None and not self._begun:
-            # The caller hangs up at patience_s; an answer must be there a moment earlier.
+            # The caller's own time-out comes first, so that it raises what it raises without a proxy; this one is for
+            # whoever stays on beyond it.
             margin_s = min(1.0, max(0.05, 0.05 * patience_s))
-            self._patience = self._tools.deadlines.arm(max(0.0, patience_s - margin_s), self._out_of_patience)
+            self._patience = self._tools.deadlines.arm(patience_s + margin_s, self._out_of_patience)
         after_s = self._tools.heartbeat_after_s
         if streams and after_s and self._heartbeat is None and not self.http10:
             self._heartbeat = self._tools.deadlines.arm(after_s, self._beat)
@@ -199,9 +203,9 @@ class Relay:
         self._bodyless = is_bodyless(self.exchange.head.method, head.status)
         length = len(data) if whole else head.length
         if self._bodyless:
+            # It says how long a body would have been (RFC 9110, 8.6), which is not known unless somebody said so.
+            length = len(data) if data else head.length
             framing = b"content-length: %d\r\n" % length if length is not None and head.status != 204 else b""
-            if self.exchange.head.method == "HEAD" and head.length is not None:
-                framing = b"content-length: %d\r\n" % head.length
         elif length is not None:
             framing = b"content-length: %d\r\n" % length
         elif self.http10:
@@ -210,6 +214,8 @@ class Relay:
         else:
             framing = b"transfer-encoding: chunked\r\n"
             self._chunked = True
+        if not (self._chunked and head.streams):
+            self._disarm_heartbeat()  # a heartbeat would be taken for a part of the body
         opening = self._open(head, framing)
         if data and not self._bodyless:
             self._count(data)
@@ -221,8 +227,13 @@ class Relay:
         self._disarm_patience()
         exchange = self.exchange
         exchange.status = head.status
+        body = exchange.body
+        if type(body) is Upload and body.unread:
+            self.close_after = True
         if self.close_after:
             framing += _CLOSE
+        elif self.http10:
+            framing += _KEEP
         leads = self.subscription is None or self.subscription.leads
         now = exchange.head_out_at = self._tools.clock.now()
         return answer_head(exchange, head, framing, date=self._tools.date.get(), leads=leads, now=now)
@@ -290,7 +301,8 @@ class Relay:
 
     def hand_over(self) -> None:
         """The connection was upgraded and somebody else has carried it to its end."""
-        self._finish(self.exchange.outcome or "client_gone")
+        if not self.done:
+            self._finish(self.exchange.outcome or "client_gone")
 
     # -- the client and its connection -----------------------------------------------------------------------
 
@@ -305,7 +317,7 @@ class Relay:
 
     def lost(self) -> None:
         """The client went away, in whatever phase. After the answer's last event that is a success."""
-        if self.done:
+        if self.done or self.exchange.status == 101:  # an upgraded connection is handed over when it is over
             return
         subscription = self.subscription
         if subscription is not None:

@@ -10,20 +10,24 @@ import asyncio
 from typing import Any, Final
 
 from aiohttp import web
+from aiohttp.http import RawRequestMessage
 
 from proxy.clock import Clock
-from proxy.edge.body import BodyLimits, Upload, read_whole
-from proxy.edge.connection import Connection, Written
+from proxy.edge.body import BodyLimits, Upload, read_whole, too_large
+from proxy.edge.connection import MAX_LINE_BYTES, Connection, Written
 from proxy.edge.relay import EdgeTools, Relay
-from proxy.edge.websocket import SocketRelay
+from proxy.edge.websocket import SocketRelay, refusal_of
 from proxy.errors import Kind, ProxyError
 from proxy.exchange import Exchange
 from proxy.pipeline import Intent, Pipeline
 from proxy.protocol.answer import AnswerHead
 from proxy.protocol.message import RequestHead, make_request_head
+from proxy.protocol.routes import Located, locate
+from proxy.upstream.websocket import HandshakeRefusedError
 
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _HEALTH: Final = AnswerHead(200, [(b"content-type", b"application/json"), (b"cache-control", b"no-store")])
+
 
 class DataServer(web.Server):
     """Makes a `Connection` for each client and handles its requests."""
@@ -45,7 +49,7 @@ class DataServer(web.Server):
             self.handle,
             access_log=None,
             keepalive_timeout=keepalive_s,
-            max_line_size=max_header_bytes,
+            max_line_size=MAX_LINE_BYTES,
             max_field_size=max_header_bytes,
             max_headers=256,
             auto_decompress=False,
@@ -78,7 +82,7 @@ class DataServer(web.Server):
         for connection in self.connections:
             assert isinstance(connection, Connection)
             if connection.relay is None:
-                connection.close()
+                connection.close_now()
             else:
                 connection.relay.close_after = True
 
@@ -97,14 +101,13 @@ class DataServer(web.Server):
         now = self.clock.now()
         refused: ProxyError | None = None
         try:
-            head = make_request_head(message.method, message.path, message.raw_headers)
+            head = self._read_head(message, connection)
         except ProxyError as error:
             refused = error
             head = RequestHead(message.method, message.path, "", {}, [])
-        else:
-            if b"host" not in head.headers and message.version[1] >= 1:
-                refused = ProxyError(Kind.BAD_REQUEST, "The Host header is missing.", why="host")
         exchange = Exchange(head, now)
+        if refused is not None:
+            exchange.located = _locate_anyhow(head)
         done = self._loop.create_future()
         relay = Relay(
             exchange,
@@ -125,9 +128,13 @@ class DataServer(web.Server):
                 exchange.accounted = True  # probes are no traffic
                 relay.answer(_HEALTH, b'{"status":"ok"}')
             else:
-                await self._serve(request, exchange, relay, connection)
+                await self._serve(request, exchange, relay, connection, done)
             if not relay.done:
                 await done
+        except Exception as bug:  # noqa: BLE001 - whatever it is, the client gets an answer and the books get a line
+            self.pipeline.books.bug("edge", bug)
+            relay.close_after = True
+            relay.fail(ProxyError(Kind.BUG, "Internal error.", detail=repr(bug)))
         finally:
             if isinstance(exchange.body, Upload):
                 exchange.body.close()
@@ -135,22 +142,46 @@ class DataServer(web.Server):
             self.running -= 1
             if not self.running and self.idle is not None:
                 _resolve(self.idle)
+        if not request.content.is_eof():
+            # An unread body is in the way of the next request on this connection.
+            connection.part()
         return Written(keep_alive=not relay.close_after)
 
+    def _read_head(self, message: RawRequestMessage, connection: Connection) -> RequestHead:
+        """The head in our own terms. Raises ``ProxyError`` for one that the parser takes and we do not."""
+        head = make_request_head(message.method, message.path, message.raw_headers)
+        if message.version[0] != 1:
+            raise ProxyError(Kind.BAD_REQUEST, "The request is not valid HTTP/1.1.", why="not_http")
+        if message.chunked and message.version[1] == 0:
+            raise ProxyError(Kind.BAD_REQUEST, "HTTP/1.0 knows no chunks.", why="framing")
+        if connection.long_head:
+            # The parser bounds each line of a head, and this all of them together.
+            size = len(message.path) + sum(len(name) + len(value) + 4 for name, value in message.raw_headers)
+            if size > self.max_header_bytes:
+                raise ProxyError(Kind.HEADERS_TOO_LARGE, "The request head is too large.")
+        return head
+
     async def _serve(
-        self, request: web.BaseRequest, exchange: Exchange, relay: Relay, connection: Connection
+        self,
+        request: web.BaseRequest,
+        exchange: Exchange,
+        relay: Relay,
+        connection: Connection,
+        done: asyncio.Future[None],
     ) -> None:
         """Admit the head, read the body as the pipeline wants it, hand over."""
         head = exchange.head
         try:
             intent = self.pipeline.admit(exchange)
             if b"upgrade" in head.headers:
-                await self._upgrade(request, exchange, relay)
+                await self._upgrade(request, exchange, relay, done)
                 return
-            if head.get(b"expect").lower() == b"100-continue":
-                connection.write(_CONTINUE)
             declared = head.get(b"content-length")
             length = int(declared) if declared.isdigit() else None
+            if intent is Intent.HOLD and length is not None and length > self.limits.max_bytes:
+                raise too_large(self.limits.max_bytes)
+            if head.get(b"expect").lower() == b"100-continue" and not relay.http10:
+                connection.write(_CONTINUE)
             if intent is Intent.HOLD:
                 if length != 0 and request.body_exists:
                     exchange.body = await read_whole(
@@ -167,15 +198,17 @@ class DataServer(web.Server):
                     count=exchange.count_in,
                 )
         except ProxyError as error:
-            if error.kind is not Kind.CLIENT_GONE:
-                # An unread body is in the way of the next request on this connection.
-                relay.close_after = relay.close_after or not request.content.is_eof()
+            # What follows a CONNECT is no request, and an unread body is in the way of one.
+            unsafe = error.kind is Kind.METHOD_NOT_ALLOWED or not request.content.is_eof()
+            relay.close_after = relay.close_after or unsafe
             relay.fail(error)
             return
         if not relay.done:
             self.pipeline.serve(exchange, relay)
 
-    async def _upgrade(self, request: web.BaseRequest, exchange: Exchange, relay: Relay) -> None:
+    async def _upgrade(
+        self, request: web.BaseRequest, exchange: Exchange, relay: Relay, done: asyncio.Future[None]
+    ) -> None:
         head, located = exchange.head, exchange.located
         wanted = head.get(b"upgrade").lower() == b"websocket" and head.method == "GET"
         relay.close_after = True
@@ -183,8 +216,31 @@ class DataServer(web.Server):
             raise ProxyError(Kind.UPGRADE_REFUSED, "Upgrading the connection is not possible here.")
         exchange.role = "alone"
         exchange.plan = self.pipeline.plan(exchange)
-        await self.sockets.run(request, exchange, exchange.plan)
-        relay.hand_over()
+        carrying = self._loop.create_task(self.sockets.run(request, exchange, exchange.plan))
+        try:
+            await asyncio.wait((carrying, done), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not carrying.done():  # the client left before it was answered, or the process ends
+                carrying.cancel()
+                await asyncio.wait((carrying,))
+        if carrying.cancelled():
+            return
+        try:
+            carrying.result()
+        except HandshakeRefusedError as refused:
+            if refused.head.status < 300:
+                raise
+            relay.answer(*refusal_of(refused.head, located.dialect, exchange.request_id))
+        else:
+            relay.hand_over()
+
+
+def _locate_anyhow(head: RequestHead) -> Located | None:
+    """Where a refused request would have gone, for the dialect of its refusal."""
+    try:
+        return locate(RequestHead(head.method, head.path.partition("?")[0], "", {}, []))
+    except ProxyError:
+        return None
 
 
 def _resolve(done: asyncio.Future[None]) -> None:

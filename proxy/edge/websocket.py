@@ -9,21 +9,39 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from aiohttp import WSMsgType, web
 
+from proxy.access.identity import VIRTUAL_PREFIX
 from proxy.errors import Kind, ProxyError
 from proxy.exchange import Exchange
 from proxy.policy.plan import Plan
-from proxy.protocol.message import HeaderList
+from proxy.protocol.answer import AnswerHead
+from proxy.protocol.faults import error_body
+from proxy.protocol.headers import private_response_headers
+from proxy.protocol.message import HeaderList, RequestHead, ResponseHead
+from proxy.protocol.routes import Dialect
 from proxy.upstream.base import Origin, Patience
 
 MAX_MESSAGE_BYTES: Final = 64 << 20
 _CLOSE_S: Final = 5.0
-_ABNORMAL: Final = 1006
+_NORMAL: Final = 1000
 _GOING_AWAY: Final = 1001
+_NONE_GIVEN: Final = (0, 1005)
 _INTERNAL: Final = 1011
+_FIRST_APPLICATION_CODE: Final = 3000
+
+# How browsers, which can set no header, send a credential.
+_KEY_PROTOCOL: Final = "openai-insecure-api-key."
+_VIRTUAL: Final = VIRTUAL_PREFIX.decode()
+
+_REFUSALS: Final = {
+    401: Kind.INVALID_KEY,
+    403: Kind.FORBIDDEN,
+    404: Kind.NOT_FOUND,
+    429: Kind.RATE_LIMITED,
+}
 
 # Fields of the client's handshake; the upstream gets a handshake of its own.
 _HANDSHAKE: Final = frozenset(
@@ -84,8 +102,9 @@ class SocketRelay:
 
     async def run(self, request: web.BaseRequest, exchange: Exchange, plan: Plan) -> None:
         """Carry the socket to its end. Raises ``ProxyError``, with the client still to be answered, if that fails."""
-        offered = exchange.head.get(b"sec-websocket-protocol").decode("latin-1")
-        protocols = tuple(word.strip() for word in offered.split(",") if word.strip())
+        protocols = _offered(exchange.head)
+        if not web.WebSocketResponse(protocols=protocols).can_prepare(request):
+            raise ProxyError(Kind.BAD_REQUEST, "The WebSocket handshake is not valid.", why="handshake")
         headers = [header for header in plan.headers if header[0] not in _HANDSHAKE]
         target = plan.target
         upstream = await self._dial(
@@ -98,11 +117,9 @@ class SocketRelay:
         client.headers["x-sameflight-request-id"] = exchange.request_id
         try:
             await client.prepare(request)
-        except Exception as refused:
+        except ConnectionError as gone:
             await upstream.close(_GOING_AWAY, "")
-            raise ProxyError(
-                Kind.BAD_REQUEST, "The WebSocket handshake is not valid.", detail=repr(refused), why="handshake"
-            ) from refused
+            raise ProxyError(Kind.CLIENT_GONE, "The client went away.", detail=repr(gone)) from gone
         exchange.status = 101
         task = asyncio.current_task()
         assert task is not None
@@ -114,8 +131,17 @@ class SocketRelay:
 
     async def close(self) -> None:
         """End every open socket, as the end of a drain."""
-        for client in tuple(self._open.values()):
-            await client.close(code=_GOING_AWAY, message=b"proxy shutting down")
+        farewells = [
+            client.close(code=_GOING_AWAY, message=b"proxy shutting down") for client in self._open.values()
+        ]
+        await asyncio.gather(*farewells, return_exceptions=True)
+
+
+class _Farewell(NamedTuple):
+    """What a close frame said."""
+
+    code: int
+    reason: str
 
 
 async def _relay(client: web.WebSocketResponse, upstream: UpstreamSocket, exchange: Exchange) -> str:
@@ -128,14 +154,19 @@ async def _relay(client: web.WebSocketResponse, upstream: UpstreamSocket, exchan
         for task in (down, up):
             task.cancel()
         await asyncio.gather(down, up, return_exceptions=True)
-    if down in done:
+    # A side that cannot be written to has gone, just as one that has nothing more to say.
+    if (down in done and down.exception() is None) or (up in done and up.exception() is not None):
         code = _sendable(upstream.close_code, _INTERNAL)
         await client.close(code=code, message=upstream.close_reason.encode())
         await upstream.close(code, "")
-        return "ok" if code < _INTERNAL else "stream_broken"
-    await upstream.close(_sendable(client.close_code, _GOING_AWAY), "")
+        return "ok" if code < _INTERNAL or code >= _FIRST_APPLICATION_CODE else "stream_broken"
+    farewell = up.result() if up in done else None
+    if farewell is None:
+        await upstream.close(_GOING_AWAY, "")
+    else:
+        await upstream.close(_sendable(farewell.code, _GOING_AWAY), farewell.reason)
     await client.close()
-    return "ok" if client.close_code not in (None, _ABNORMAL) else "client_gone"
+    return "ok" if farewell is not None else "client_gone"
 
 
 async def _downwards(client: web.WebSocketResponse, upstream: UpstreamSocket, exchange: Exchange) -> None:
@@ -147,11 +178,18 @@ async def _downwards(client: web.WebSocketResponse, upstream: UpstreamSocket, ex
             await client.send_bytes(message)
 
 
-async def _upwards(client: web.WebSocketResponse, upstream: UpstreamSocket, exchange: Exchange) -> None:
+async def _upwards(
+    client: web.WebSocketResponse, upstream: UpstreamSocket, exchange: Exchange
+) -> _Farewell | None:
+    """Returns how the socket was closed, by the client or by a drain; ``None`` if the client just went away."""
     while True:
         message = await client.receive()
+        if message.type is WSMsgType.CLOSE:
+            return _Farewell(message.data, message.extra or "")
+        if message.type is WSMsgType.CLOSING:
+            return _Farewell(_GOING_AWAY, "")
         if message.type not in (WSMsgType.TEXT, WSMsgType.BINARY):
-            return
+            return None
         exchange.bytes_in += len(message.data)
         if message.type is WSMsgType.TEXT:
             await upstream.send_text(message.data)
@@ -160,10 +198,33 @@ async def _upwards(client: web.WebSocketResponse, upstream: UpstreamSocket, exch
 
 
 def _sendable(code: int | None, otherwise: int) -> int:
-    """A code that may stand in a close frame (RFC 6455, 7.4): the side's own, or ``otherwise`` if it gave none."""
-    if code is None or code in (1004, 1005, _ABNORMAL, 1015) or not 1000 <= code < 5000:
+    """A code that may stand in a close frame (RFC 6455, 7.4): the side's own, ``otherwise`` if it broke off."""
+    if code in _NONE_GIVEN:
+        return _NORMAL
+    if code is None or code in (1004, 1006, 1015) or not 1000 <= code < 5000:
         return otherwise
     return code
+
+
+def _offered(head: RequestHead) -> tuple[str, ...]:
+    """The subprotocols the client offers. Raises ``ProxyError`` for a key of ours among them: all go upstream."""
+    words = [word.strip() for word in head.get(b"sec-websocket-protocol").decode("latin-1").split(",")]
+    for word in words:
+        if word.removeprefix(_KEY_PROTOCOL).startswith(_VIRTUAL):
+            raise ProxyError(Kind.INVALID_KEY, "This Sameflight key is not known here.")
+    return tuple(word for word in words if word)
+
+
+def refusal_of(head: ResponseHead, dialect: Dialect, request_id: str) -> tuple[AnswerHead, bytes]:
+    """The answer for a client whose handshake the upstream refused: the upstream's status and headers. Its body was
+    not read, so ours says what happened."""
+    headers = [
+        header for header in private_response_headers(head) if header[0] not in (b"content-type", b"content-encoding")
+    ]
+    headers += [(b"content-type", b"application/json"), (b"x-sameflight-request-id", request_id.encode())]
+    kind = _REFUSALS.get(head.status, Kind.UPSTREAM_BAD_RESPONSE)
+    error = ProxyError(kind, f"The upstream refused the WebSocket with status {head.status}.")
+    return AnswerHead(head.status, headers), error_body(error, dialect, request_id)
 
 
 def _patience(plan: Plan) -> Patience:

@@ -70,7 +70,7 @@ class Flight:
 
     # Mutable state, by who writes it:
     #   production     phase, head, tape, ending, error (through begin, append, seal, filled), producer, report,
-    #                  finishing
+    #                  finishing, last_words
     #   subscriptions  subscribers, paused (through attach, detach, pause, resume)
     #   table          mapped, solo, linger, retains
     #   runner         task
@@ -171,8 +171,14 @@ class Flight:
         while the cache write runs."""
         if self.phase >= Phase.FILLING:
             return
-        if error is not None and self.last_words is not None and self.subscribers:
-            self.append(self.last_words(error))
+        # Let go of in any case, and before it is asked: should it fail, the next seal goes through.
+        speak, self.last_words = self.last_words, None
+        if error is not None and speak is not None and self.subscribers:
+            words = speak(error)
+            if words and self.phase is Phase.STREAMING:
+                # Past every bound: reaching one is what most of them are about.
+                self.tape.append(words)
+                self.table.retained_bytes += len(words)
         self.ending = ending
         self.error = error
         self.phase = Phase.FILLING if filling and ending is Ending.OK else Phase.ENDED
@@ -255,10 +261,6 @@ class Flight:
     def balance(self) -> None:
         """Keep memory bounded: pace the upstream by the fastest subscriber, and, unless the whole tape is wanted,
         eject whoever lags too far behind that one and drop what everybody has."""
-        if self.retains and not self.paused:
-            if self.producer_paused:
-                self._resume_producer()
-            return
         if self.phase is Phase.STREAMING and (self.paused or self.producer_paused):
             self._pace()
         if not self.retains:

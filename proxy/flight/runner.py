@@ -55,6 +55,7 @@ class TaskRunner:
         self.bugs += 1
         if flight.phase is Phase.FILLING:
             flight.filled()
+        flight.last_words = None  # nor is it asked for anything more
         detail = repr(failure) if failure is not None else "ended without a seal"
         flight.seal(Ending.BUG, ProxyError(Kind.BUG, "Internal error.", detail=detail))
         flight.flush()

@@ -17,6 +17,9 @@ OPENAI = "openai"
 ANTHROPIC = "anthropic"
 MISTRAL = "mistral"
 
+_YEAR_2025 = 1_735_689_600
+"""Its first second; 24 bits of a digest stay within the year."""
+
 
 class Call(NamedTuple):
     """One whole request to the mock."""
@@ -45,8 +48,21 @@ class Call(NamedTuple):
         return self.data.get("stream") is True
 
     def make_id(self, prefix: str) -> str:
+        """An id that no other call of this process has, or none with another body if answers are repeatable."""
+        if self.options.repeatable:
+            return f"{prefix}{self.digest[:12].hex()}"
+        return self.make_serial_id(prefix)
+
+    def make_serial_id(self, prefix: str) -> str:
         """An id that no other call of this process has."""
         return f"{prefix}{self.serial:08x}{self.digest[:8].hex()}"
+
+    @property
+    def created(self) -> int:
+        """Unix second of the answer's making; a moment of 2025 drawn from the body if answers are repeatable."""
+        if self.options.repeatable:
+            return _YEAR_2025 + int.from_bytes(self.digest[12:15], "big")
+        return int(time.time())
 
 
 class Answer(NamedTuple):

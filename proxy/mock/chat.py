@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from proxy.mock.answer import HOLE, MISTRAL, SSE, Answer, Call, answer_json, make_event, repeat_event
@@ -135,11 +134,11 @@ def _make_completion(call: Call, kind: str, choices: list[dict[str, Any]], repli
 
 def _make_frame(call: Call, kind: str) -> dict[str, Any]:
     if call.dialect == MISTRAL:
-        return {"id": call.make_id(""), "object": kind, "created": int(time.time()), "model": call.model}
+        return {"id": call.make_id(""), "object": kind, "created": call.created, "model": call.model}
     return {
         "id": call.make_id("cmpl-" if kind == "text_completion" else "chatcmpl-"),
         "object": kind,
-        "created": int(time.time()),
+        "created": call.created,
         "model": call.model,
         "service_tier": "default",
         "system_fingerprint": "fp_mock",
@@ -163,7 +162,10 @@ def _make_choice(call: Call, reply: Reply, index: int) -> dict[str, Any]:
 
 def _tool_id(call: Call, index: int) -> str:
     # Mistral's ids are nine letters and digits, and its API refuses others when they come back.
-    return f"{call.serial % 10**6:06d}{index:03d}" if call.dialect == MISTRAL else call.make_id(f"call_{index}")
+    if call.dialect == MISTRAL:
+        number = int.from_bytes(call.digest[:4], "big") if call.options.repeatable else call.serial
+        return f"{number % 10**6:06d}{index:03d}"
+    return call.make_id(f"call_{index}")
 
 
 def _stream_chat(call: Call, replies: list[Reply]) -> Answer:

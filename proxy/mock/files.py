@@ -50,7 +50,7 @@ class StoredFile:
             "purpose": self.purpose,
         }
         if dialect == MISTRAL:
-            return {**value, "sample_type": "instruct", "source": "upload"}
+            return {**value, "sample_type": "instruct", "source": "upload", "deleted": False}
         return {**value, "status": "processed", "expires_at": None, "status_details": None}
 
 
@@ -76,7 +76,7 @@ class Files:
         if part is None:
             raise RefusedError(400, "Missing required parameter: 'file'.", param="file")
         stored = StoredFile(
-            call.make_id("file_" if call.dialect == ANTHROPIC else "file-mock"),
+            call.make_serial_id("file_" if call.dialect == ANTHROPIC else "file-mock"),
             part.filename or "upload",
             purpose.value.decode("utf-8", "replace") if purpose else "user_data",
             part.size_bytes,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import random
-import time
 import zlib
 from array import array
 from functools import cache
@@ -102,7 +101,7 @@ def answer_images(call: Call) -> Answer:
     count = min(read_limit(call.data, "n") or 1, 10)
     used = count_tokens(prompt)
     answer: dict[str, Any] = {
-        "created": int(time.time()),
+        "created": call.created,
         "data": [{"b64_json": _png(), "revised_prompt": prompt} for _ in range(count)],
         "output_format": "png",
         "size": "1024x1024",

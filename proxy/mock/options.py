@@ -72,6 +72,9 @@ class MockOptions:
     """Whether answers are compressed for clients that accept gzip."""
     vary: bool = False
     """Whether the answer's text names the call's serial number, so that two calls of one body differ."""
+    repeatable: bool = False
+    """Whether ids and creation times in a body depend on the request's body alone, so that two calls of one body get
+    the same bytes (unless they ``vary``). Heads still tell calls apart, and so do the ids of uploaded files."""
     canned: bool = False
     """For load: the first answer of a target, whole or streamed, serves all its later POSTs. Bodies are then neither
     parsed nor counted by key, so that a call costs the mock a third."""

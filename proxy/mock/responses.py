@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import OrderedDict
 from typing import Any
 
@@ -116,7 +115,7 @@ def _make_item(call: Call, reply: Reply, status: str) -> dict[str, Any]:
 
 def _make_response(call: Call, status: str, output: list[dict[str, Any]], reply: Reply | None) -> dict[str, Any]:
     data = call.data
-    now = int(time.time())
+    now = call.created
     usage = None
     if reply is not None and call.options.usage:
         usage = {

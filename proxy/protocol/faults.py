@@ -61,7 +61,7 @@ def error_headers(error: ProxyError, request_id: str, dialect: Dialect = Dialect
     """The headers of such an answer, framing left out. ``request_id`` is the id of the client's request with us; the
     SDKs read it where the vendor would have put its own."""
     rid = request_id.encode("latin-1", "replace")
-    headers: HeaderList = [_JSON_TYPE, (b"x-sameflight-request-id", rid), (b"x-request-id", rid)]
+    headers: HeaderList = [_JSON_TYPE, (b"x-request-id", rid)]
     if dialect is Dialect.ANTHROPIC:
         headers.append((b"request-id", rid))
     should_retry = error.kind.value.should_retry
@@ -79,7 +79,7 @@ def error_event(
     error: ProxyError, dialect: Dialect, route_name: str, request_id: str, sequence_number: int = 0
 ) -> bytes:
     """The last event of a stream that broke. No terminal event follows it, so that it can never look complete."""
-    if dialect is not Dialect.ANTHROPIC and grammar_of(route_name) is Grammar.RESPONSES:
+    if grammar_of(route_name) is Grammar.RESPONSES:
         data = _responses_error(_openai_members(error), sequence_number)
     else:
         data = error_body(error, dialect, request_id)
@@ -104,7 +104,7 @@ def upstream_error_event(dialect: Dialect, route_name: str, status: int, body: b
     if grammar_of(route_name) is Grammar.RESPONSES:
         data = _responses_error(members, 0)
     elif dialect is Dialect.MISTRAL:
-        data = orjson.dumps(answer if answer and inner is None else {"object": "error", **members})
+        data = orjson.dumps({**(answer if answer and inner is None else members), "object": "error"})
     else:
         data = orjson.dumps({"error": members})
     return sse.error_event(dialect, route_name, data)

@@ -112,11 +112,10 @@ def private_request_headers(head: RequestHead, credential_headers: HeaderList) -
     """Everything that a call for one client alone sends: that client's headers in their order, less what belongs to
     the connection, to the proxy or to a credential, and then ``credential_headers``."""
     nominated = _nominated(head.headers.get(b"connection", b""))
-    sent = [
-        (name, value)
-        for name, value in head.raw
-        if not (_REQUEST_VERDICTS[name] or name in nominated) and _is_clean(value)
-    ]
+    verdicts = _REQUEST_VERDICTS
+    sent = [header for header in head.raw if not verdicts[header[0]]]
+    if nominated or not _is_clean(b"".join([value for _, value in sent])):
+        sent = [header for header in sent if header[0] not in nominated and _is_clean(header[1])]
     sent += credential_headers
     return sent
 
@@ -251,18 +250,15 @@ def parse_controls(head: RequestHead) -> Controls:
         _read_cache_control(controls, headers[b"cache-control"])
     if b"idempotency-key" in headers:
         controls.idempotency_key = _bounded(headers, b"idempotency-key", MAX_IDEMPOTENCY_KEY_BYTES) or None
-    for name in headers:
-        if name.startswith(b"x-sameflight-"):
-            _read_own(controls, headers)
-            break
+    if b"x-sameflight-share" in headers:
+        controls.share = _strictest(headers[b"x-sameflight-share"], _SHARE_WORDS)
+    if b"x-sameflight-variant" in headers:
+        controls.variant = _bounded(headers, b"x-sameflight-variant", MAX_VARIANT_BYTES)
+    if b"x-sameflight-cache" in headers:
+        controls.cache = _strictest(headers[b"x-sameflight-cache"], _CACHE_WORDS)
+    if b"x-sameflight-cache-ttl" in headers:
+        controls.cache_ttl_s = _seconds(headers[b"x-sameflight-cache-ttl"])
     return controls
-
-
-def _read_own(controls: Controls, headers: dict[bytes, bytes]) -> None:
-    controls.share = _strictest(headers.get(b"x-sameflight-share"), _SHARE_WORDS)
-    controls.cache = _strictest(headers.get(b"x-sameflight-cache"), _CACHE_WORDS)
-    controls.variant = _bounded(headers, b"x-sameflight-variant", MAX_VARIANT_BYTES)
-    controls.cache_ttl_s = _seconds(headers.get(b"x-sameflight-cache-ttl"))
 
 
 def _read_cache_control(controls: Controls, value: bytes) -> None:
@@ -281,10 +277,8 @@ def _read_cache_control(controls: Controls, value: bytes) -> None:
             controls.max_stale_s = _smaller(controls.max_stale_s, stale_s)
 
 
-def _strictest(value: bytes | None, words: tuple[bytes, ...]) -> str | None:
+def _strictest(value: bytes, words: tuple[bytes, ...]) -> str | None:
     """The first of ``words`` that ``value`` says; a header sent twice is as strict as its strictest line."""
-    if value is None:
-        return None
     said = [word.strip() for word in value.lower().split(b",")]
     for word in words:
         if word in said:
@@ -347,28 +341,34 @@ def split_response_headers(head: ResponseHead) -> tuple[HeaderList, HeaderList]:
 
     The leader's describe the one call that was made: rate limits, processing time. ``retry-after`` is for all.
     """
-    headers = _readable(head.headers)
-    verdicts = _RESPONSE_VERDICTS
-    shared = [header for header in headers if verdicts[header[0]] == _SHARED]
-    leader = [header for header in headers if verdicts[header[0]] == _LEADER]
-    return shared, leader
+    return _sort_out(head.headers, _RESPONSE_VERDICTS)
 
 
 def private_response_headers(head: ResponseHead) -> HeaderList:
     """The headers of an answer that one client alone gets: all but hop-by-hop, framing and the origin's own;
     cookies stay."""
-    verdicts = _PRIVATE_RESPONSE_VERDICTS
-    return [header for header in _readable(head.headers) if verdicts[header[0]] == _SHARED]
+    return _sort_out(head.headers, _PRIVATE_RESPONSE_VERDICTS)[0]
 
 
-def _readable(headers: HeaderList) -> HeaderList:
-    """Without nominated headers and without values that hold control characters."""
-    connection = [value for name, value in headers if name == b"connection"]
+def _sort_out(headers: HeaderList, verdicts: _Verdicts) -> tuple[HeaderList, HeaderList]:
+    """(shared, for the leader), without nominated headers and without values that hold control characters."""
+    shared: HeaderList = []
+    leader: HeaderList = []
+    values: list[bytes] = []
+    connection: list[bytes] = []
+    for header in headers:
+        verdict = verdicts[header[0]]
+        if verdict == _SHARED:
+            shared.append(header)
+            values.append(header[1])
+        elif verdict == _LEADER:
+            leader.append(header)
+            values.append(header[1])
+        elif header[0] == b"connection":
+            connection.append(header[1])
     nominated = _nominated(b",".join(connection)) if connection else _NOBODY
-    if nominated:
-        headers = [header for header in headers if header[0] not in nominated]
-    # One pass over all values together; the pass over each is for the rare bad answer.
-    values = b"".join([value for _, value in headers])
-    if not _is_clean(values):
-        headers = [header for header in headers if _is_clean(header[1])]
-    return headers
+    # One pass over all values together; the look at each is for the rare answer that needs it.
+    if nominated or not _is_clean(b"".join(values)):
+        shared = [header for header in shared if header[0] not in nominated and _is_clean(header[1])]
+        leader = [header for header in leader if header[0] not in nominated and _is_clean(header[1])]
+    return shared, leader

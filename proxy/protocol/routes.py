@@ -209,6 +209,7 @@ def _table() -> dict[tuple[str, str], _Choice]:
 _TABLE: Final = _table()
 _GRAMMARS: Final = {route.name: route.grammar for _, _, route, _ in _UNDERSTOOD}
 
+_MODEL_NAME: Final = re.compile(r"(?:/(?:openai|anthropic|mistral))?(?:/v1)?/models/[^/]+")
 _DOTS: Final = re.compile(r"(?:^|/)(?:\.|%2e){1,2}(?:/|$)", re.IGNORECASE)
 # Escapes that a careless reader decodes into structure: NUL, controls, slash, backslash, dots, and letters or
 # digits, whose only use in an escape is to hide which operation is meant.
@@ -304,6 +305,10 @@ def _check_path(head: RequestHead) -> None:
     path = head.path
     if len(path) + len(head.query) > MAX_TARGET_BYTES:
         raise ProxyError(Kind.URI_TOO_LONG, f"The request target is longer than {MAX_TARGET_BYTES} bytes.")
+    if "%2" in path and _MODEL_NAME.fullmatch(path):
+        # Open models are named "owner/model", and SDKs escape that slash. What it stands for is checked as if it were
+        # one, so that it can hide no segment.
+        path = path.replace("%2F", "/").replace("%2f", "/")
     if not (path.isascii() and path.isprintable()) or " " in path or "#" in path or "\\" in path:
         raise _refused("The path has characters that need escaping.")
     if "//" in path:

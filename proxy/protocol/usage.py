@@ -16,7 +16,7 @@ from proxy.protocol.sse import SseEvent
 
 MAX_BODY_BYTES: Final = 8 << 20
 _MAX_COUNT: Final = 1 << 53
-# A member that is the last one of the answer can be read from its end without parsing what is before it.
+# A usage object this near to the end of the answer is read without parsing what is before it.
 _MAX_TAIL_BYTES: Final = 2048
 _BYTES_PER_TOKEN: Final = 4
 
@@ -74,19 +74,19 @@ def usage_from_body(dialect: Dialect, route_name: str, body: bytes) -> Usage | N
 
 
 def _read_tail(body: bytes, at: int) -> _Fields | None:
-    """The usage object if it is the last member of the answer, as in embeddings: megabytes are then left alone.
+    """The usage object if it is among the last members of the answer, as in embeddings: megabytes are left alone.
 
-    What follows the object is then the one brace that closes the answer, so the object is a member of the answer
-    itself and not of something inside it.
+    If the rest of the text from the name on lacks nothing but an opening brace, then its last brace closes the
+    answer, and the name is a member of the answer itself and not of something inside it.
     """
     tail = body[at:].rstrip() if len(body) - at <= _MAX_TAIL_BYTES else b""
-    if not tail.endswith(b"}") or body[:1] != b"{" or body[at - 1 : at] not in (b",", b" ", b"\n"):
+    if not tail.endswith(b"}") or body[at - 1 : at] not in (b"{", b",", b" ", b"\n"):
         return None
     try:
         report = orjson.loads(b"{" + tail)
     except orjson.JSONDecodeError:
         return None
-    return report["usage"] if len(report) == 1 and type(report.get("usage")) is dict else None
+    return report["usage"] if type(report.get("usage")) is dict else None
 
 
 class UsageReader:

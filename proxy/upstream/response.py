@@ -172,7 +172,7 @@ class ResponseReader:
         if name == b"content-length":
             if int(value) > self._caps.body_bytes and not self._is_head:
                 self._reject(faults.too_large(self._caps.body_bytes))
-        elif value.strip().lower() != b"chunked":
+        elif value.strip().lower() != b"chunked" or any(key == name for key, _ in self._headers):
             self._reject(faults.bad_response("transfer_encoding", repr(value)))
         elif self._parser.get_http_version() != "1.1":
             self._reject(faults.bad_response("transfer_encoding", "in HTTP/1.0"))

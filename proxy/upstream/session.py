@@ -277,7 +277,10 @@ class SessionTransport:
         except BaseException as error:
             await self._leave()
             if isinstance(error, aiohttp.WSServerHandshakeError):
-                fields = [(name.lower().encode(), value.encode()) for name, value in (error.headers or {}).items()]
+                fields = [
+                    (name.lower().encode(), value.encode("utf-8", "surrogateescape"))
+                    for name, value in (error.headers or {}).items()
+                ]
                 raise HandshakeRefusedError(ResponseHead(error.status, fields)) from None
             if until.expired:
                 raise faults.timed_out("connect") from None

@@ -162,7 +162,8 @@ class Answer:
     flushed_head: bool = False
     flushed_end: bool = False
     phase: Phase = Phase.OPENING
-    biggest_chunk_bytes: int = 0
+    biggest_read_bytes: int = 0
+    """The most that came between two flushes: a bound can be overshot by that much."""
     readers_at_end: int | None = None
     obedient: bool = True
     """The upstream never sent while it was paused, so the bounds on memory must hold."""
@@ -235,7 +236,6 @@ class Bench:
         for chunk in chunks:
             if flight.phase is Phase.STREAMING:
                 answer.body += chunk
-                answer.biggest_chunk_bytes = max(answer.biggest_chunk_bytes, len(chunk))
                 answer.obedient = answer.obedient and not flight.producer_paused
             flight.append(chunk)
         self._after(flight, flush)
@@ -252,6 +252,16 @@ class Bench:
         flight.seal(ending, error, filling=filling)
         self._after(flight, flush)
 
+    def last_words(self, flight: Flight, words: bytes) -> None:
+        """What the flight says when it breaks."""
+
+        def speak(error: ProxyError) -> bytes:
+            if flight.phase is Phase.STREAMING:
+                self.answer(flight).body += words
+            return words
+
+        flight.last_words = speak
+
     def whole(self, flight: Flight, *chunks: bytes) -> None:
         """A whole answer from its head to its end."""
         self.begin(flight)
@@ -264,6 +274,7 @@ class Bench:
     def _after(self, flight: Flight, flush: bool) -> None:
         if flush:
             answer = self.answer(flight)
+            answer.biggest_read_bytes = max(answer.biggest_read_bytes, len(answer.body) - answer.flushed_bytes)
             answer.flushed_bytes = len(answer.body)
             answer.flushed_head = answer.head is not None
             answer.flushed_end = flight.phase >= Phase.FILLING
@@ -369,10 +380,11 @@ def _check_flight(table: Table, model: Model, flight: Flight) -> None:
     if flight.producer_paused:
         assert flight.phase is Phase.STREAMING
         assert subscribers, "the upstream of an unread flight is paused"
-        assert len(paused) == len(subscribers), "the upstream is paused although somebody reads"
+        reading = [s for s in subscribers if s.sink.started and not s.paused]
+        assert not reading, "the upstream is paused although somebody reads"
     if flight.retains:
         assert flight.tape.base == 0
-        assert flight.key is None or flight.tape.total_bytes <= limits.max_tape_bytes
+        assert flight.key is None or flight.ending or flight.tape.total_bytes <= limits.max_tape_bytes
     else:
         assert not flight.is_joinable(table.clock.now())
         _check_lag(table, model, flight)
@@ -386,8 +398,8 @@ def _check_lag(table: Table, model: Model, flight: Flight) -> None:
     if answer.flushed_bytes < len(answer.body) or not all(s.sink.started for s in flight.subscribers):
         return
     backlog_bytes = max((s.backlog_bytes for s in flight.subscribers), default=limits.max_tape_bytes)
-    bound = limits.run_ahead_bytes + limits.max_lag_bytes + backlog_bytes + 2 * answer.biggest_chunk_bytes
-    assert flight.tape.retained_bytes <= max(bound, limits.max_tape_bytes + answer.biggest_chunk_bytes)
+    bound = limits.run_ahead_bytes + limits.max_lag_bytes + backlog_bytes + 2 * answer.biggest_read_bytes
+    assert flight.tape.retained_bytes <= max(bound, limits.max_tape_bytes + answer.biggest_read_bytes)
 
 
 def _check_growth(flight: Flight, answer: Answer) -> None:

@@ -452,6 +452,22 @@ async def test_a_call_that_everybody_left_before_its_head_is_still_paid_for_once
     ] * 2
 
 
+async def test_a_stream_that_everybody_left_is_booked_with_what_came_until_then(stage: Stage) -> None:
+    """TC053, TC110 for streams: the upstream generated it, so it has its price."""
+    response = await stage.ask(chat(stream=True))
+    call = await stage.upstream.next_call()
+    await begin(call)
+    await call.send(FIRST + SECOND)
+    await response.read_until(SECOND)
+    await stage.clients[0].reset()
+    await call.client_gone()
+    await stage.settled()
+
+    tokens = {labels["direction"]: value for labels, value in stage.app.metrics.tokens_total.rows()}
+    assert tokens["input"] > 0
+    assert tokens["output"] > 0
+
+
 # -- the flight itself is ended --------------------------------------------------------------------------------------
 
 

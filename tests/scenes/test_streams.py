@@ -43,6 +43,12 @@ async def read_all(responses: list[RawResponse]) -> set[bytes]:
     return {response.body for response in responses}
 
 
+async def deadlines_swept(stage: Stage) -> None:
+    """Until every deadline that is due has fired."""
+    runs = stage.app.janitor.durations["deadlines"].runs
+    await wait_until(lambda: stage.app.janitor.durations["deadlines"].runs > runs + 1, "the deadlines were swept")
+
+
 async def ask_claude(stage: Stage, client: RawClient | None = None) -> RawResponse:
     body = {"model": "claude-sonnet-4-5", "max_tokens": 9, "messages": [], "stream": True}
     return await stage.ask(body, path=MESSAGES, key=None, headers=ANTHROPIC, client=client)
@@ -445,8 +451,7 @@ async def test_a_caller_that_waits_long_for_a_stream_is_kept_warm_until_its_firs
     await call.send(WHOLE[:10])
     await waiting.read_until(WHOLE[:10])
     frozen_clock.advance(60.0)
-    runs = stage.app.janitor.durations["deadlines"].runs
-    await wait_until(lambda: stage.app.janitor.durations["deadlines"].runs > runs + 1, "deadlines were swept")
+    await deadlines_swept(stage)
     await call.send(WHOLE[10:])
     await call.end()
     await read_all([waiting, late])
@@ -478,8 +483,7 @@ async def test_a_whole_answer_gets_no_heartbeat(frozen_stage: Stage, frozen_cloc
     [response] = await stage.ask_many(1, chat())
     call = await stage.upstream.next_call()
     frozen_clock.advance(100.0)
-    runs = stage.app.janitor.durations["deadlines"].runs
-    await wait_until(lambda: stage.app.janitor.durations["deadlines"].runs > runs + 1, "deadlines were swept")
+    await deadlines_swept(stage)
     assert response.status == 0
     await call.answer_json(completion(), status=429)
     await response.read_end()
@@ -548,14 +552,51 @@ async def test_a_refused_claude_behind_a_ping_is_an_error_event_of_its_dialect(
     assert response.truncated
 
 
+@pytest.mark.parametrize("kind", ["text/event-stream", "application/json"])
+async def test_a_silent_answer_of_a_known_length_gets_no_heartbeat_into_its_body(
+    frozen_stage: Stage, frozen_clock: FrozenClock, kind: str
+) -> None:
+    """Between a head and its first byte there is room for a comment only where chunks can carry one."""
+    stage = frozen_stage
+    body = b"data: [DONE]\n\n" if kind == "text/event-stream" else b" " * 1_100_000
+    response = await stage.ask(chat(stream=True))
+    call = await stage.upstream.next_call()
+    await call.send_head(200, [("content-type", kind)], content_length=len(body))
+    await response.read_head()
+    frozen_clock.advance(30.0)
+    await deadlines_swept(stage)
+    await call.send(body)
+    await call.end()
+    await response.read_end()
+
+    assert response.body == body
+
+
+async def test_a_stream_is_kept_warm_between_its_head_and_its_first_byte(
+    frozen_stage: Stage, frozen_clock: FrozenClock
+) -> None:
+    """Vendors send the head at once and then think."""
+    stage = frozen_stage
+    response = await stage.ask(chat(stream=True))
+    call = await stage.upstream.next_call()
+    await begin(call)
+    await response.read_head()
+    frozen_clock.advance(10.5)
+    await response.read_until(KEEP_ALIVE)
+    await call.send(WHOLE)
+    await call.end()
+    await response.read_end()
+
+    assert response.body == KEEP_ALIVE + WHOLE
+
+
 async def test_heartbeats_can_be_switched_off(frozen_clock: FrozenClock) -> None:
     """``heartbeat_after_s`` of 0 sends none, as its help says."""
     async with Stage(clock=frozen_clock, heartbeat_after_s=0) as stage:
         response = await stage.ask(chat(stream=True))
         call = await stage.upstream.next_call()
         frozen_clock.advance(100.0)
-        runs = stage.app.janitor.durations["deadlines"].runs
-        await wait_until(lambda: stage.app.janitor.durations["deadlines"].runs > runs + 1, "deadlines were swept")
+        await deadlines_swept(stage)
         await call.answer_sse(EVENTS)
         await response.read_end()
         await stage.at_rest()

@@ -5,11 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+import trustme
 
 from tests.scenes.sdk.sides import Sides
 
 BLOCKING = "blocking"
 ASYNCHRONOUS = "asynchronous"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _few_authorities(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No scene speaks TLS, but every client and every proxy loads the authorities it would trust; with the system's
+    that would be most of the work done here."""
+    path = tmp_path_factory.mktemp("authorities") / "one.pem"
+    trustme.CA().cert_pem.write_to_path(str(path))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSL_CERT_FILE", str(path))
+        patch.setenv("SSL_CERT_DIR", str(path.parent))
+        yield
 
 
 @pytest.fixture

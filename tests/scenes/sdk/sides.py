@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import ssl
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
-from functools import cache
 from hashlib import sha256
 from io import BytesIO
 from typing import Any, NamedTuple, Self, TypeVar
 
 from proxy.app import App
-from proxy.clock import Clock
 from proxy.config.settings import load_settings
-from proxy.mock import MockOptions, MockUpstream
+from proxy.mock import MockUpstream
 from proxy.telemetry.log import configure_logging
+from tests.fakes.clock import FrozenClock
 from tests.fakes.gates import wait_until
 
 T = TypeVar("T")
@@ -32,18 +30,11 @@ _WHEN = frozenset(("created", "created_at", "completed_at"))
 
 OF_THE_CONNECTION = frozenset(("connection", "date"))
 DROPPED = frozenset(("alt-svc", "server", "set-cookie", "via"))
-"""What the vendors' edges say about themselves and one call; the proxy does not repeat it. Cookies stay where one
-client alone gets the answer."""
+"""What the vendors' edges say about themselves, which the proxy does not repeat. Cookies stay where one client alone
+gets the answer."""
 ADDED = frozenset(("cache-status", "server-timing", "x-response-time", "x-sameflight-request-id"))
-
-
-class StoppedWall(Clock):
-    """Deadlines run, the date does not, because some vendor headers tell it."""
-
-    __slots__ = ()
-
-    def wall(self) -> float:
-        return 1_767_225_600.0
+OF_STREAMS = frozenset(("cache-control", "content-length", "transfer-encoding", "x-accel-buffering"))
+"""Streams are marked for the proxies behind this one, and one that came at once is not cut into chunks again."""
 
 
 class Side(NamedTuple):
@@ -59,13 +50,20 @@ class Side(NamedTuple):
         """Calls by the hash of their body."""
         return dict(self.mock.calls_by_key)
 
+    @property
+    def repetitions(self) -> list[int]:
+        """Calls for each body, whatever its bytes: the boundary of an upload is drawn anew each time."""
+        return sorted(self.mock.calls_by_key.values())
+
 
 class Sides:
     """The direct side, the proxied side and the thread that serves both. Use as a context manager."""
 
     # Mutable state: everything below is written while entering, by the thread's loop, and only read afterwards.
-    def __init__(self, options: MockOptions | None = None, **settings: object) -> None:
-        self._options = options
+    def __init__(self, *, stands_still: bool = True, **settings: object) -> None:
+        """``stands_still`` stops the upstreams' time: their latency passes by `advance` only. ``settings`` are the
+        proxy's."""
+        self._clock = FrozenClock() if stands_still else None
         self._settings = settings
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="sides", daemon=True)
@@ -95,8 +93,14 @@ class Sides:
         """Wait until ``predicate``, asked in the serving thread, is true."""
         self.run(wait_until(predicate, what))
 
+    def advance(self, seconds: float) -> None:
+        """Let time pass at both upstreams."""
+        clock = self._clock
+        assert clock is not None
+        self._loop.call_soon_threadsafe(clock.advance, seconds)
+
     async def _start(self) -> None:
-        plain, behind = (MockUpstream(self._options, record=True, clock=StoppedWall()) for _ in range(2))
+        plain, behind = (MockUpstream(clock=self._clock) for _ in range(2))
         await plain.start()
         await behind.start()
         flags: dict[str, object] = {
@@ -123,6 +127,10 @@ class Sides:
         for side in self:
             await side.mock.close()
         self._logging.close()
+
+
+Program = Callable[[Any], Awaitable[object]]
+"""What an application does with a client; returns what it has seen."""
 
 
 class Outcome(NamedTuple):
@@ -188,12 +196,6 @@ def vendor_headers(headers: Mapping[str, str], *, also: frozenset[str] = frozens
 async def resolve(value: Any) -> Any:
     """What some SDKs return at once and others promise."""
     return await value if inspect.isawaitable(value) else value
-
-
-@cache
-def tls() -> ssl.SSLContext:
-    """One context for all clients: each would load the system's authorities again."""
-    return ssl.create_default_context()
 
 
 class Eager:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,9 +14,19 @@ from openai import AsyncOpenAI, OpenAI
 from pydantic import BaseModel
 
 from tests.scenes.sdk.conftest import BLOCKING
-from tests.scenes.sdk.sides import ADDED, DROPPED, Eager, Side, Sides, observe, resolve, run_both, tls, vendor_headers
-
-Program = Callable[[Any], Awaitable[object]]
+from tests.scenes.sdk.sides import (
+    ADDED,
+    DROPPED,
+    OF_STREAMS,
+    Eager,
+    Program,
+    Side,
+    Sides,
+    observe,
+    resolve,
+    run_both,
+    vendor_headers,
+)
 
 KEY = "sk-test-aaaaaaaaaaaaaaaaaaaaaaaa"
 MODEL = "gpt-4o-mini"
@@ -48,10 +57,10 @@ async def open_sdk(kind: str, side: Side, **options: Any) -> AsyncIterator[Any]:
     """The blocking or the asynchronous client, pointed at one side."""
     given: dict[str, Any] = {"base_url": f"{side.url}/v1", "api_key": KEY, "max_retries": 0, **options}
     if kind == BLOCKING:
-        with OpenAI(http_client=openai.DefaultHttpxClient(verify=tls()), **given) as blocking:
+        with OpenAI(**given) as blocking:
             yield Eager(blocking)
     else:
-        async with AsyncOpenAI(http_client=openai.DefaultAsyncHttpxClient(verify=tls()), **given) as asynchronous:
+        async with AsyncOpenAI(**given) as asynchronous:
             yield asynchronous
 
 
@@ -170,12 +179,7 @@ async def embed(sdk: Any) -> object:
 
 
 async def look_at_the_models(sdk: Any) -> object:
-    return [[model async for model in await_or_page(sdk.models.list())], await sdk.models.retrieve("gpt-5")]
-
-
-def await_or_page(listing: Any) -> Any:
-    """Both clients' listings can be iterated without being awaited."""
-    return listing
+    return [[model async for model in sdk.models.list()], await sdk.models.retrieve("gpt-5")]
 
 
 async def moderate_and_draw(sdk: Any) -> object:
@@ -203,8 +207,9 @@ async def download_ten_megabytes(sdk: Any) -> object:
 async def read_raw_responses(sdk: Any) -> object:
     raw = await sdk.chat.completions.with_raw_response.create(model=MODEL, messages=HELLO)
     chunks = await sdk.chat.completions.with_raw_response.create(model=MODEL, messages=HELLO, stream=True)
-    seen = [raw.status_code, raw.request_id, raw.text, vendor_headers(raw.headers), await resolve(raw.parse())]
-    return [*seen, vendor_headers(chunks.headers), [chunk async for chunk in await resolve(chunks.parse())]]
+    seen = [raw.status_code, raw.request_id, vendor_headers(raw.headers), await resolve(raw.parse())]
+    parsed = await resolve(chunks.parse())
+    return [*seen, vendor_headers(chunks.headers, also=OF_STREAMS), [chunk async for chunk in parsed]]
 
 
 async def read_streaming_responses(sdk: Any) -> object:
@@ -401,17 +406,31 @@ async def test_stream_cut_by_the_upstream_raises_and_never_ends_early(
     assert isinstance(seen["proxied"], openai.APIError)
 
 
-@pytest.mark.parametrize("after", [3, 21])
-async def test_stream_without_its_terminal_event_is_not_taken_for_a_whole_one(
-    sides: Sides, kind: str, after: int
-) -> None:
-    """The upstream ends the body properly but the stream is not whole: directly the SDK notices nothing, through the
-    proxy it raises."""
-    async with open_sdk(kind, sides.proxied) as sdk:
-        count, error = await read_chunks(sdk, f"fault=no_terminal&tokens={after}")
+async def test_stream_that_the_upstream_ends_without_its_terminal_event_is_passed_on(sides: Sides, kind: str) -> None:
+    """The SDK asks for no ``[DONE]``; what is a short answer without the proxy is one with it."""
 
-    assert count == after + 2
-    assert error is not None
+    async def program(sdk: Any) -> object:
+        chunks = await sdk.chat.completions.create(model=f"{MODEL}?fault=no_terminal", messages=HELLO, stream=True)
+        return [chunk async for chunk in chunks]
+
+    outcome = await run_both(sides, at(kind, program))
+
+    assert len(outcome.value) == 22
+
+
+async def test_stream_that_its_reader_leaves_is_broken_off_upstream_too(sides: Sides, kind: str) -> None:
+    """Nobody pays for what nobody reads, with the proxy as without it."""
+
+    async def program(sdk: Any) -> object:
+        chunks = await sdk.chat.completions.create(model=f"{MODEL}?fault=stall", messages=HELLO, stream=True)
+        async with chunks:
+            return await anext(aiter(chunks))
+
+    outcome = await run_both(sides, at(kind, program))
+
+    assert outcome.failure is None
+    for side in sides:
+        sides.wait(lambda mock=side.mock: mock.aborted == 1, f"the {side.name} call was broken off")
 
 
 @pytest.mark.parametrize("fault", ["reset", "garbage"])
@@ -472,3 +491,141 @@ async def test_retries_that_are_used_up_raise_the_last_error(sides: Sides) -> No
     assert outcome.failure is not None
     assert outcome.failure["class"] == "openai.RateLimitError"
     assert list(outcome.calls.values()) == [2]
+
+
+async def test_time_out_raises_the_same_exception_on_both_sides(sides: Sides, kind: str) -> None:
+    """A client that waits long enough gives up itself; the proxy does not get ahead of it."""
+
+    async def program(sdk: Any) -> object:
+        return await sdk.chat.completions.create(model=f"{MODEL}?latency_ms=60000", messages=HELLO, timeout=0.3)
+
+    outcome = await run_both(sides, at(kind, program))
+
+    assert outcome.failure is not None
+    assert outcome.failure["class"] == "openai.APITimeoutError"
+    sides.advance(61)
+
+
+async def test_retry_after_a_time_out_joins_the_call_that_is_still_running(sides: Sides, kind: str) -> None:
+    """Directly every attempt is a call of its own; through the proxy the second one gets the answer of the first."""
+
+    async def program(sdk: Any) -> object:
+        return await sdk.chat.completions.create(model=f"{MODEL}?latency_ms=60000", messages=HELLO)
+
+    table = sides.app.table
+    direct = await observe(sides.direct, at(kind, program, max_retries=1, timeout=0.2))
+    asking = asyncio.ensure_future(
+        asyncio.to_thread(asyncio.run, observe(sides.proxied, at(kind, program, max_retries=1, timeout=1.0)))
+    )
+    await asyncio.to_thread(sides.wait, lambda: table.lingers["joined"] == 1, "the retry joined the call")
+    sides.advance(61)
+    proxied = await asking
+
+    assert direct.failure is not None
+    assert (list(direct.calls.values()), direct.failure["class"]) == ([2], "openai.APITimeoutError")
+    assert (list(proxied.calls.values()), proxied.failure) == ([1], None)
+    assert proxied.value["choices"][0]["finish_reason"] == "stop"
+
+
+# --- connections and many callers at once ---
+
+
+async def test_five_streams_one_after_another_use_one_connection(kind: str) -> None:
+    """The end of the body comes with the terminal event, so the SDK gives its connection back in time."""
+    with Sides(stands_still=False) as sides:
+
+        async def program(sdk: Any) -> object:
+            texts = []
+            for number in range(5):
+                asked = [{"role": "user", "content": str(number)}]
+                chunks = await sdk.chat.completions.create(
+                    model=f"{MODEL}?pace_ms=2&tokens=5", messages=asked, stream=True
+                )
+                texts.append("".join([chunk.choices[0].delta.content or "" async for chunk in chunks]))
+            return texts
+
+        outcome = await run_both(sides, at(kind, program))
+
+        assert outcome.failure is None
+        assert len(set(outcome.value)) == 5
+        # The blocking client of this SDK closes its connection after each stream, whoever is at its other end.
+        made = 5 if kind == BLOCKING else 1
+        assert (sides.direct.mock.connections_made, sides.app.server.opened) == (made, made)
+        assert sides.proxied.mock.connections_made == 1
+
+
+async def test_different_calls_in_parallel_through_one_client_keep_their_answers(sides: Sides) -> None:
+    """Forty calls, whole and streamed: each gets what it would get alone."""
+
+    async def ask(sdk: Any, number: int) -> str:
+        asked: Any = [{"role": "user", "content": f"question {number}"}]
+        if number % 2:
+            return (await sdk.chat.completions.create(model=MODEL, messages=asked)).choices[0].message.content
+        chunks = await sdk.chat.completions.create(model=MODEL, messages=asked, stream=True)
+        return "".join([chunk.choices[0].delta.content or "" async for chunk in chunks])
+
+    async def program(sdk: Any) -> object:
+        return await asyncio.gather(*(ask(sdk, number) for number in range(40)))
+
+    outcome = await run_both(sides, at("asynchronous", program))
+
+    assert outcome.failure is None
+    assert len(set(outcome.value)) == len(outcome.calls) == 40
+
+
+async def test_equal_calls_in_parallel_through_one_client_are_one_call(sides: Sides) -> None:
+    """Twenty callers get the answer of one upstream call, and it is the direct one."""
+    table = sides.app.table
+
+    async with open_sdk("asynchronous", sides.proxied) as sdk:
+        fields: Any = {"model": f"{MODEL}?latency_ms=60000", "messages": HELLO}
+        asking = [asyncio.ensure_future(sdk.chat.completions.create(**fields)) for _ in range(20)]
+        await asyncio.to_thread(sides.wait, lambda: table.subscribers == 20, "all callers are attached")
+        sides.advance(61)
+        answers = await asyncio.gather(*asking)
+    direct = await observe(sides.direct, at("asynchronous", ask_whole))
+
+    assert len({answer.id for answer in answers}) == 1
+    assert sides.proxied.mock.calls == 1
+    assert len({answer._request_id for answer in answers}) == 1
+    assert answers[0].usage.model_dump() == direct.value["usage"]
+
+
+# --- where the client points ---
+
+
+@pytest.mark.parametrize("base", ["/v1", "/v1/", "", "/openai/v1", "/openai"])
+async def test_base_url_may_have_a_mount_and_may_lack_the_version(sides: Sides, kind: str, base: str) -> None:
+    """Every spelling reaches the same call."""
+
+    async def program(sdk: Any) -> object:
+        return [await ask_whole(sdk), await stream(sdk), await look_at_the_models(sdk), await speak(sdk)]
+
+    async def through(side: Side) -> object:
+        async with open_sdk(kind, side, base_url=side.url + base) as sdk:
+            return await program(sdk)
+
+    direct = await observe(sides.direct, at(kind, program))
+    proxied = await observe(sides.proxied, through)
+
+    assert proxied == direct
+    assert proxied.failure is None
+
+
+async def test_environment_alone_is_enough(sides: Sides, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OPENAI_BASE_URL is the whole change to an application that makes its client without arguments."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    for name in ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+        monkeypatch.delenv(name, raising=False)
+
+    async def program(side: Side) -> object:
+        monkeypatch.setenv("OPENAI_BASE_URL", f"{side.url}/v1")
+        with OpenAI() as blocking:
+            first = await stream(Eager(blocking))
+        async with AsyncOpenAI() as asynchronous:
+            return [first, await use_a_tool_and_answer_it(asynchronous)]
+
+    outcome = await run_both(sides, program)
+
+    assert outcome.failure is None
+    assert sides.app.server.opened == 2

@@ -307,6 +307,62 @@ def test_answer_above_its_bound_ends_in_overrun():
     bench.assert_empty()
 
 
+def test_last_words_of_a_broken_answer_come_behind_its_bytes_for_all(bench):
+    """An error event in the dialect of the answer: late joiners and slow readers get the same one."""
+    sinks = [bench.join(), bench.join(capacity_bytes=1)]
+    flight = sinks[0].flight
+    bench.last_words(flight, b"event: error\n\n")
+    bench.begin(flight)
+    bench.send(flight, b"data: {}\n\n")
+    bench.send(flight, b"data: {}\n\n")
+    sinks.append(bench.join())
+    bench.end(flight, Ending.FAULT, failure("reset"))
+    sinks[1].drain()
+    assert bodies(sinks) == {b"data: {}\n\ndata: {}\n\nevent: error\n\n"}
+    assert {sink.exit for sink in sinks} == {Exit.ERROR}
+    bench.assert_empty()
+
+
+@pytest.mark.parametrize("state", ["no head", "whole", "cut", "unread"])
+def test_last_words_are_kept_back_where_they_do_not_belong(bench, state):
+    """A failure before the head has an answer of its own; a whole answer ends by itself; nobody speaks to nobody."""
+    sink = bench.join(leave_s=3.0)
+    flight = sink.flight
+    bench.last_words(flight, b"event: error\n\n")
+    if state != "no head":
+        bench.begin(flight)
+    if state == "unread":
+        sink.place.leave()
+    ending = {"whole": Ending.OK, "cut": Ending.CUT}.get(state, Ending.FAULT)
+    bench.end(flight, ending, failure() if ending is Ending.FAULT else None)
+    assert (sink.body, flight.tape.total_bytes) == (b"", 0)
+    bench.assert_empty()
+
+
+def test_last_words_are_said_past_the_bound_that_broke_the_answer():
+    """OVERRUN is told like every other fault, and the books stay even."""
+    bench = Bench(Limits(max_answer_bytes=10))
+    sink = bench.join()
+    bench.last_words(sink.flight, b" too large")
+    bench.begin(sink.flight)
+    bench.send(sink.flight, b"x" * 11)
+    assert (sink.body, sink.exit) == (b"x" * 11 + b" too large", Exit.ERROR)
+    bench.assert_empty()
+
+
+def test_last_words_that_fail_are_not_asked_for_again(bench):
+    """The failure shows where the seal was tried, and the next seal tells the readers."""
+    sink = bench.join()
+    flight = sink.flight
+    bench.begin(flight)
+    flight.last_words = lambda error: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        flight.seal(Ending.FAULT, failure())
+    bench.end(flight, Ending.BUG, failure("bug"))
+    assert (sink.exit, flight.ending) == (Exit.ERROR, Ending.BUG)
+    bench.assert_empty()
+
+
 # -- one subscriber among others -------------------------------------------------------------------------------
 
 
@@ -850,12 +906,13 @@ def test_departure_of_the_last_reader_that_stood_frees_the_upstream():
 def test_laggards_ejected_together_are_counted_once_each(small_slices):
     """The upstream stays paused while three are ejected, and each ejection looks at the balance again."""
     bench = Bench(SMALL)
-    flight, (*slow, fast) = forgetful(bench, 10, 10, 10, 150)
-    for _ in range(15):
-        bench.send(flight, b"x" * 10, flush=False)
-        flight.flush()
-    bench.send(flight, b"y" * 200)
-    assert fast.place.paused
+    flight, (*slow, fast) = forgetful(bench, 10, 10, 10, 90)
+    while not flight.producer.paused:
+        bench.send(flight, b"x" * 10)
+    fast.capacity_bytes = 10
+    fast.drain()
+    assert {sink.exit for sink in slow} == {None}
+    fast.drain()
     assert flight.producer.paused
     assert {sink.exit for sink in slow} == {Exit.EJECTED}
     assert (fast.exit, bench.table.ejected_lagging) == (None, 3)

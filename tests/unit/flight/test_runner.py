@@ -132,6 +132,13 @@ async def _raise_unusually(flight):
     raise Unusual
 
 
+async def _raise_and_leave_failing_words(flight):
+    flight.begin("head")
+    flight.flush()
+    flight.last_words = lambda error: 1 / 0
+    raise ZeroDivisionError
+
+
 async def _end_without_a_seal(flight):
     flight.begin("head")
 
@@ -142,7 +149,15 @@ async def _cancel_itself(flight):
 
 
 @pytest.mark.parametrize(
-    "produce", [_raise_at_once, _raise_after_the_head, _raise_unusually, _end_without_a_seal, _cancel_itself]
+    "produce",
+    [
+        _raise_at_once,
+        _raise_after_the_head,
+        _raise_unusually,
+        _raise_and_leave_failing_words,
+        _end_without_a_seal,
+        _cancel_itself,
+    ],
 )
 async def test_production_that_breaks_its_promise_hangs_nobody(produce):
     """TC058, TC088: every reader gets one error value, the flight is forgotten, the bug is counted."""

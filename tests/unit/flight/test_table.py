@@ -524,9 +524,10 @@ def test_moment_for_the_framing_never_shortens_the_leave_rule(bench, leave_s):
     assert sink.flight.ending is None
 
 
-def test_private_flight_is_cancelled_by_its_reader_s_departure_whatever_the_rule(bench):
+@pytest.mark.parametrize("keeps", [False, True])
+def test_private_flight_is_cancelled_by_its_reader_s_departure_whatever_the_rule(bench, keeps):
     """Nobody could come back to it."""
-    sink = bench.join(registers=False, leave_s=math.inf)
+    sink = bench.join(registers=False, keeps=keeps, leave_s=math.inf)
     sink.place.leave()
     assert bench.runner.stopped == [sink.flight]
     bench.assert_empty()

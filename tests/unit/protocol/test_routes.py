@@ -303,3 +303,19 @@ def test_trace_and_connect_are_refused(method: str) -> None:
 def test_grammar_of_an_unknown_route_is_loose() -> None:
     """Nothing is demanded of a stream that is merely passed through."""
     assert grammar_of("files") is Grammar.LOOSE
+
+
+@pytest.mark.parametrize("path", ["/v1/models/org%2Fmodel", "/models/org%2fmodel", "/mistral/v1/models/a%2Fb%2Fc"])
+def test_the_escaped_slash_of_a_models_name_goes_upstream_as_it_is(path: str) -> None:
+    """Open models are called owner/model, and SDKs escape the slash."""
+    located = locate(make_request_head("GET", path, []))
+
+    assert located.route.name == "model"
+    assert located.path.endswith(path.rpartition("/models")[2])
+
+
+@pytest.mark.parametrize("tail", ["a%2F..%2Fb", "%2F%2Fa", "a%2F%2e%2e", "a%2F%2Fb"])
+def test_an_escaped_slash_hides_no_segment(tail: str) -> None:
+    """What the slash stands for is judged as a slash."""
+    with pytest.raises(ProxyError):
+        locate(make_request_head("GET", f"/v1/models/{tail}", []))

@@ -184,7 +184,7 @@ BOMBS = {
 def test_bytes_that_bring_no_body_are_bounded_however_they_are_split(raw: bytes) -> None:
     """Heads, 1xx, chunk extensions and trailers end at the cap."""
     assert refusal(*[raw[i : i + 100] for i in range(0, len(raw), 100)]).kind is Kind.UPSTREAM_BAD_RESPONSE
-    if raw not in (BOMBS["trailer"],):
+    if raw != BOMBS["trailer"]:  # came with body bytes in one read, which has a bound of its own
         assert refusal(raw).kind is Kind.UPSTREAM_BAD_RESPONSE
 
 

@@ -59,7 +59,14 @@ async def test_framing_with_two_meanings_is_refused_and_what_follows_is_not_a_re
 
 @pytest.mark.parametrize(
     "chunks",
-    [b"zz\r\n", b"-1\r\nab\r\n", b"0x2\r\nab\r\n", b"2\nab\r\n0\r\n\r\n", b"2\r\nabc\r\n0\r\n\r\n", b"1" * 17 + b"\r\n"],
+    [
+        b"zz\r\n",
+        b"-1\r\nab\r\n",
+        b"0x2\r\nab\r\n",
+        b"2\nab\r\n0\r\n\r\n",
+        b"2\r\nabc\r\n0\r\n\r\n",
+        b"1" * 17 + b"\r\n",
+    ],
     ids=["no_number", "negative", "hexadecimal_prefix", "line_feed_only", "longer_than_said", "beyond_64_bits"],
 )
 async def test_a_broken_chunk_is_refused_and_ends_the_connection(stage: Stage, chunks: bytes) -> None:
@@ -182,7 +189,7 @@ async def test_trace_and_connect_are_refused_and_nothing_behind_them_is_read(
 async def test_an_upgrade_elsewhere_is_refused_and_the_bytes_behind_it_are_dropped(
     stage: Stage, headers: bytes
 ) -> None:
-    """CVE-2026-69243, CVE-2026-2833, CVE-2026-73548, CVE-2024-23326: two routes may be upgraded, and none of these."""
+    """CVE-2026-69243, CVE-2026-2833, CVE-2026-73548, CVE-2024-23326: none of these can be upgraded."""
     client, response = await say(stage, post(headers + b"content-length: 0\r\n", SMUGGLED))
 
     is_refusal(response, 400, "upgrade_refused")
@@ -227,13 +234,14 @@ async def test_a_path_of_ten_thousand_kinds_leaves_no_trace_in_memory(stage: Sta
     assert stage.app.table.pass_markers == 0
 
 
-# -- several requests on one connection --------------------------------------------------------------------------------
+# -- several requests on one connection ------------------------------------------------------------------------------
 
 
 async def test_thirty_three_pipelined_requests_are_answered_in_order(stage: Stage) -> None:
     """RELIABILITY row 18, CVE-2026-54273: the 33rd waits outside, and nobody is mixed up."""
     client = await stage.client()
-    requests = [client.make_request("POST", CHAT, [("authorization", f"Bearer {KEY}")], chat(str(n))) for n in range(33)]
+    credential = [("authorization", f"Bearer {KEY}")]
+    requests = [client.make_request("POST", CHAT, credential, chat(str(number))) for number in range(33)]
     responses = [client.expect("POST") for _ in requests]
     await client.send(b"".join(requests))
     for number in range(33):
@@ -297,7 +305,7 @@ async def test_a_refused_request_on_a_kept_connection_leaves_it_usable(stage: St
     assert accepted.json() == completion()
 
 
-# -- HTTP/1.0 and connection options -----------------------------------------------------------------------------------
+# -- HTTP/1.0 and connection options ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("keeps", [False, True])
@@ -368,7 +376,7 @@ async def test_connection_close_is_heeded(stage: Stage) -> None:
     await is_closed(client)
 
 
-# -- expectations ------------------------------------------------------------------------------------------------------
+# -- expectations ----------------------------------------------------------------------------------------------------
 
 
 async def test_a_client_that_expects_100_gets_it_and_then_the_answer(stage: Stage) -> None:
@@ -423,7 +431,7 @@ async def test_http_1_0_is_never_sent_an_interim_response(stage: Stage) -> None:
     assert response.json() == completion()
 
 
-# -- odd but allowed ---------------------------------------------------------------------------------------------------
+# -- odd but allowed -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [1, 3, 40])

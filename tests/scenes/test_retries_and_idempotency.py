@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -53,10 +52,10 @@ async def test_a_caller_of_little_patience_is_told_so_and_the_other_gets_the_ans
     [hasty] = await stage.ask_many(1, chat(), headers=[patience(0.1)])
     [calm] = await stage.ask_many(1, chat())
     call = await stage.upstream.next_call()
-    frozen_clock.advance(0.1)
+    frozen_clock.advance(0.2)
     await hasty.read_end()
     assert calm.status == 0
-    frozen_clock.advance(0.9)
+    frozen_clock.advance(0.8)
     await call.answer_json(completion())
     await calm.read_end()
 
@@ -83,12 +82,12 @@ async def test_the_leaders_time_limit_bounds_the_leader_and_the_followers_theirs
     frozen_clock.advance(0.9)
     await swept(stage)
     assert leader.status == 0
-    frozen_clock.advance(0.1)
+    frozen_clock.advance(0.2)
     await leader.read_end()
-    frozen_clock.advance(57.5)
+    frozen_clock.advance(57.8)
     await swept(stage)
     assert follower.status == 0
-    frozen_clock.advance(0.6)
+    frozen_clock.advance(2.2)
     await follower.read_end()
     frozen_clock.advance(500.0)
     await swept(stage)
@@ -99,17 +98,15 @@ async def test_the_leaders_time_limit_bounds_the_leader_and_the_followers_theirs
     assert stage.upstream.aborted == 0
 
 
-async def test_the_refusal_comes_just_before_the_caller_hangs_up(
-    frozen_stage: Stage, frozen_clock: FrozenClock
-) -> None:
-    """A moment earlier, so that the SDK reads an answer instead of timing out on its own."""
+async def test_the_refusal_comes_with_the_callers_time_limit(frozen_stage: Stage, frozen_clock: FrozenClock) -> None:
+    """Give or take a twentieth of it: neither long before nor long after the caller would hang up by itself."""
     stage = frozen_stage
     [response] = await stage.ask_many(1, chat(), headers=[patience(10)])
     await stage.upstream.next_call()
     frozen_clock.advance(9.4)
     await swept(stage)
     assert response.status == 0
-    frozen_clock.advance(0.2)
+    frozen_clock.advance(1.2)
     await response.read_end()
 
     assert response.status == 504
@@ -127,7 +124,7 @@ async def test_a_hasty_caller_of_claude_is_told_in_its_dialect(
     headers = [("x-api-key", KEY), ("anthropic-version", "2023-06-01"), ("x-stainless-timeout", "2")]
     [response] = await stage.ask_many(1, body, path=MESSAGES, key=None, headers=headers)
     call = await stage.upstream.next_call()
-    frozen_clock.advance(2.0)
+    frozen_clock.advance(2.2)
     await response.read_end()
     await call.answer_json({"type": "message"})
 
@@ -143,7 +140,7 @@ async def test_the_retry_of_a_caller_out_of_patience_joins_the_lingering_flight(
     client = await stage.client()
     first = await stage.ask(chat(), headers=[patience(1), ("x-stainless-retry-count", "0")], client=client)
     call = await stage.upstream.next_call()
-    frozen_clock.advance(1.0)
+    frozen_clock.advance(1.2)
     await first.read_end()
     await wait_until(lambda: stage.app.table.lingering == 1, "the flight lingers")
     frozen_clock.advance(0.8)
@@ -183,7 +180,7 @@ async def test_a_hasty_caller_of_a_stream_gets_a_status_and_no_event(
     stage = frozen_stage
     [response] = await stage.ask_many(1, chat(stream=True), headers=[patience(5)])
     call = await stage.upstream.next_call()
-    frozen_clock.advance(5.0)
+    frozen_clock.advance(5.4)
     await response.read_end()
     await call.client_gone()
 
@@ -206,7 +203,7 @@ async def test_a_time_limit_that_makes_no_sense_is_none(
     assert (await response.read_end()).json() == completion()
 
 
-async def test_a_hit_is_not_kept_from_a_caller_without_patience(frozen_stage: Stage, frozen_clock: FrozenClock) -> None:
+async def test_a_hit_is_not_kept_from_a_caller_without_patience(frozen_stage: Stage) -> None:
     """What is there already needs no waiting."""
     stage = frozen_stage
     cached = ("x-sameflight-cache", "on")
@@ -366,7 +363,11 @@ async def test_a_finished_operation_is_replayed_while_it_is_remembered(
         call = await stage.upstream.next_call()
         await (call.answer_sse(EVENTS) if streams else call.answer_json(completion()))
         await first.read_end()
-        frozen_clock.advance(3590.0)
+        frozen_clock.advance(6.0)
+        await wait_until(
+            lambda: stage.app.janitor.durations["idempotency"].runs, "the index noticed that the flight is over"
+        )
+        frozen_clock.advance(3194.0)
         again = await stage.ask(body, headers=[named("a")])
         await again.read_end()
         other = await stage.ask(chat("other"), headers=[named("a")])
@@ -375,7 +376,7 @@ async def test_a_finished_operation_is_replayed_while_it_is_remembered(
         call = await stage.upstream.next_call()
         await (call.answer_sse(EVENTS) if streams else call.answer_json(completion()))
         await unnamed.read_end()
-        frozen_clock.advance(20.0)
+        frozen_clock.advance(410.0)
         late = await stage.ask(chat("other"), headers=[named("a")])
         await (await stage.upstream.next_call()).answer_json(completion())
         await late.read_end()
@@ -383,13 +384,13 @@ async def test_a_finished_operation_is_replayed_while_it_is_remembered(
 
         assert again.body == first.body
         assert (again.header("cache-status") or "").startswith("sameflight; hit")
-        assert again.header("age") == "3590"
+        assert again.header("age") == "3200"
         assert other.status == 422
         assert (unnamed.status, late.status) == (200, 200)
         assert stage.upstream.calls == 3
 
 
-async def test_a_failed_operation_is_not_replayed(stage: Stage) -> None:
+async def test_a_failed_operation_is_not_replayed() -> None:
     """TC040: only a whole success is a result; after a failure the retry is a new attempt."""
     async with Stage(idempotency_ttl_s=3600) as stage:
         for status in (500, 429):
@@ -397,7 +398,8 @@ async def test_a_failed_operation_is_not_replayed(stage: Stage) -> None:
             await (await stage.upstream.next_call()).answer_json({"error": {}}, status=status)
             assert (await response.read_end()).status == status
         broken = await stage.ask(chat(), headers=[named("a")])
-        (await stage.upstream.next_call()).reset()
+        for _ in range(2):  # once on a connection that was used before, once on a fresh one
+            (await stage.upstream.next_call()).reset()
         assert (await broken.read_end()).status == 502
         response = await stage.ask(chat(), headers=[named("a")])
         await (await stage.upstream.next_call()).answer_json(completion())
@@ -405,7 +407,7 @@ async def test_a_failed_operation_is_not_replayed(stage: Stage) -> None:
         await stage.at_rest()
 
         assert response.json() == completion()
-        assert stage.upstream.calls == 4
+        assert stage.upstream.calls == 5
 
 
 async def test_a_name_is_free_again_as_soon_as_its_operation_is_over_by_default(stage: Stage) -> None:
@@ -458,7 +460,7 @@ async def test_a_name_is_not_sent_upstream_on_a_shared_call_and_is_on_a_private_
     assert second.header("idempotency-key") == "a"
 
 
-async def test_an_answer_too_large_to_keep_is_delivered_and_made_again(tmp_path: Path) -> None:
+async def test_an_answer_too_large_to_keep_is_delivered_and_made_again() -> None:
     """Replay is bounded by the cache's largest entry; beyond it a name only protects while the call runs."""
     async with Stage(idempotency_ttl_s=3600, max_entry_bytes=1000) as stage:
         body = json.dumps(completion("x" * 2000)).encode()

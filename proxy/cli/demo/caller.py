@@ -44,7 +44,7 @@ class Answer:
 class Caller:
     """Asks once and reads the answer, or leaves before it comes."""
 
-    # Mutable state: `answer`, written by `send` and `receive`.
+    # Mutable state: `answer`, written by `send` and `receive`, replaced by `greet`.
     __slots__ = ("_reader", "_writer", "answer")
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -56,6 +56,16 @@ class Caller:
     async def connect(cls, host: str, port: int) -> Caller:
         """Open the connection. Raises ``OSError``."""
         return cls(*await asyncio.open_connection(host, port))
+
+    async def greet(self, authority: str, path: str) -> None:
+        """Get ``path`` first, so that the server has taken the connection when the question comes.
+
+        Raises ``OSError`` if that fails.
+        """
+        self.send(f"GET {path} HTTP/1.1\r\nhost: {authority}\r\n\r\n".encode())
+        answer, self.answer = await self.receive(), Answer()
+        if answer.status != 200 or answer.error:
+            raise ConnectionError(f"GET {path} was answered {answer.error or answer.status}")
 
     def send(self, request: bytes) -> None:
         """Put the whole request on the connection, in this very tick."""

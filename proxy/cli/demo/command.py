@@ -242,8 +242,7 @@ async def _play(args: argparse.Namespace, screen: Screen, mock: MockUpstream, ap
             screen.begin(part.story, part.requests)
             scene = await play.perform(part, screen.advance)
             scenes.append(scene)
-            calls = "1 call" if scene.calls == 1 else f"{scene.calls} calls"
-            screen.finish(calls, passed=scene.calls == part.calls)
+            screen.finish(_count(scene.calls, "call"), passed=scene.calls == part.calls)
     await _settled(app)
     return evaluate(play.direct, scenes, app.metrics)
 
@@ -272,7 +271,11 @@ async def _stay_up(screen: Screen, mock: MockUpstream, app: App, stop: asyncio.E
     await stop.wait()
     requests, calls = _count_requests(app) - requests, mock.calls - calls
     screen.print()
-    screen.print(f"Stopped. Since the table: {requests:,} requests, {calls:,} upstream calls.")
+    screen.print(f"Stopped. Since the table: {_count(requests, 'request')}, {_count(calls, 'upstream call')}.")
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def _count_requests(app: App) -> int:

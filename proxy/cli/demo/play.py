@@ -82,7 +82,7 @@ class Play:
     async def ask_directly(self, questions: Iterable[Question], advance: Advance) -> None:
         """Call the upstream once for each question."""
         asks = spread(questions)
-        callers = await _connect(len(asks), self._mock.port)
+        callers = await _connect(len(asks), self._mock.port, "/__mock/stats")
 
         async def call(ask: Ask, caller: Caller) -> None:
             await asyncio.sleep(ask.wait_s)
@@ -97,8 +97,9 @@ class Play:
         usual = self._mock.options
         if part.latency_ms:
             self._mock.options = replace(usual, latency_ms=part.latency_ms)
-        # Everybody is connected before anybody asks: those who ask at once do so in one turn of the loop.
-        callers = await _connect(len(part.asks), self._port)
+        # Everybody has a connection in use before anybody asks. So those who ask at once do so in one turn of the
+        # loop and are read in one, and all have joined before the upstream sees the first call, however slow that is.
+        callers = await _connect(len(part.asks), self._port, "/health")
         leads: dict[Question, Progress] = {}
         calls_before = self._mock.calls
         try:
@@ -157,8 +158,15 @@ class Play:
         return ask.question.compose(f"{_HOST}:{self._port}", ask.key, ask.headers + more)
 
 
-async def _connect(count: int, port: int) -> list[Caller]:
-    return list(await asyncio.gather(*[Caller.connect(_HOST, port) for _ in range(count)]))
+async def _connect(count: int, port: int, path: str) -> list[Caller]:
+    """So many callers, each with a connection on which ``path`` was answered. Raises ``OSError``."""
+
+    async def connect() -> Caller:
+        caller = await Caller.connect(_HOST, port)
+        await caller.greet(f"{_HOST}:{port}", path)
+        return caller
+
+    return list(await asyncio.gather(*[connect() for _ in range(count)]))
 
 
 async def _finish(caller: Caller, progress: Progress | None = None) -> Answer:

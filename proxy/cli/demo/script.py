@@ -21,7 +21,7 @@ _LATEST_JOIN = 0.9
 _SPREAD_S = 0.01
 """Mean time between two requests that do not come at once."""
 _PATIENCE_S = 0.15
-_SLOW_MS = 800.0
+_SLOW_MS = 1000.0
 """Upstream latency where callers lose patience: their retry comes long before the answer does."""
 
 

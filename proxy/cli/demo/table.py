@@ -92,7 +92,8 @@ def _render_verdict(findings: Findings, style: Style) -> Iterator[str]:
         f"{total.requests:,} requests cost {total.calls:,} upstream calls; "
         f"without Sameflight they would cost {total.requests:,}."
     )
-    yield style.bold(f" {sentence}")
+    for line in textwrap.wrap(sentence, WIDTH + 1, initial_indent=" ", subsequent_indent=" "):
+        yield style.bold(line)
     counted = f"{total.expected:,} upstream calls expected, {total.calls:,} counted by the mock"
     yield f" {style.mark(findings.calls_passed)} {counted}"
     yield f" {style.mark(findings.bodies_passed)} {findings.equal:,} of {findings.compared:,} bodies equal"

@@ -17,7 +17,7 @@ INSTALL_S = 240
 
 
 def cached(name: str, install: Callable[[Path], list[str]]) -> Path:
-    """The directory that ``install`` fills by the command it returns; kept for later runs, skipped without a registry.
+    """The directory that ``install`` fills by the command it returns, kept for later runs; skips without a registry.
 
     It is filled under another name and moved when whole, so that neither an interrupted run nor a second one at the
     same time leaves half of it behind.

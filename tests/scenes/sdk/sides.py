@@ -93,6 +93,15 @@ class Sides:
         """Wait until ``predicate``, asked in the serving thread, is true."""
         self.run(wait_until(predicate, what))
 
+    def outcomes(self) -> dict[str, int]:
+        """How the proxy accounts for the requests so far: outcome to number."""
+        found: dict[str, int] = {}
+        for line in self.app.metrics.render(["text/plain"])[0].decode().splitlines():
+            if line.startswith("sameflight_requests_total{"):
+                name = line.partition('outcome="')[2].partition('"')[0]
+                found[name] = found.get(name, 0) + int(float(line.rpartition(" ")[2]))
+        return found
+
     def advance(self, seconds: float) -> None:
         """Let time pass at both upstreams."""
         clock = self._clock
@@ -169,6 +178,9 @@ def describe(error: BaseException) -> dict[str, Any]:
     for name in ("status_code", "code", "type", "param", "body", "request_id", "message"):
         if hasattr(error, name):
             seen[name] = plain(getattr(error, name))
+    response = getattr(error, "response", None)
+    if response is not None:
+        seen["headers"] = vendor_headers(response.headers, also=OF_STREAMS)
     return seen
 
 

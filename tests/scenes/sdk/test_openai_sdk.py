@@ -22,6 +22,7 @@ from tests.scenes.sdk.sides import (
     Program,
     Side,
     Sides,
+    describe,
     observe,
     resolve,
     run_both,
@@ -343,7 +344,7 @@ async def test_headers_differ_by_the_named_ones_only(sides: Sides) -> None:
     assert [name for name in direct.keys() & proxied.keys() if direct[name] != proxied[name]] in ([], ["date"])
 
 
-# --- broken streams ---
+# --- broken answers ---
 
 
 async def read_chunks(sdk: Any, fault: str) -> tuple[int, BaseException | None]:
@@ -433,10 +434,23 @@ async def test_stream_that_its_reader_leaves_is_broken_off_upstream_too(sides: S
         sides.wait(lambda mock=side.mock: mock.aborted == 1, f"the {side.name} call was broken off")
 
 
-@pytest.mark.parametrize("fault", ["reset", "garbage"])
-async def test_call_that_breaks_before_its_head_raises_on_both_sides(sides: Sides, kind: str, fault: str) -> None:
-    """Directly the connection breaks; the proxy says so with a 502 that the SDK treats alike: as an `APIError` that
-    it would try again."""
+async def test_stream_cut_inside_an_event_raises_the_same_exception_on_both_sides(sides: Sides, kind: str) -> None:
+    """No event of the proxy's own can follow half an event, so the connection breaks as it broke upstream."""
+
+    async def program(sdk: Any) -> object:
+        count, error = await read_chunks(sdk, "fault=truncate&chunk_bytes=100&fault_after=20")
+        return [count, describe(error or AssertionError("the stream seemed whole"))]
+
+    outcome = await run_both(sides, at(kind, program))
+
+    assert outcome.value[1]["class"] == "openai.APIConnectionError"
+
+
+@pytest.mark.parametrize("fault", ["reset", "garbage", "truncate"])
+async def test_call_that_breaks_before_its_answer_is_whole_raises_on_both_sides(
+    sides: Sides, kind: str, fault: str
+) -> None:
+    """Directly the connection breaks; the proxy says so with a 502 in the vendor's form."""
     errors: dict[str, Any] = {}
     for side in sides:
         async with open_sdk(kind, side) as sdk:
@@ -453,11 +467,12 @@ async def test_call_that_breaks_before_its_head_raises_on_both_sides(sides: Side
 
 
 async def test_retries_succeed_after_the_same_number_of_calls(sides: Sides, kind: str) -> None:
-    """429 with retry-after, then 500s, then an answer: the SDK repeats its call as often as without the proxy."""
+    """429 with retry-after, then an answer; two 503s, then an answer: the SDK repeats its calls as often as without
+    the proxy."""
 
     async def program(sdk: Any) -> object:
         limited = f"{MODEL}?fault=429&fail_first=1&{QUICK}"
-        failing = f"{MODEL}?fault=503&fail_first=1"
+        failing = f"{MODEL}?fault=503&fail_first=2"
         return [
             await sdk.chat.completions.create(model=limited, messages=HELLO),
             await sdk.chat.completions.create(model=failing, messages=HELLO),
@@ -466,18 +481,19 @@ async def test_retries_succeed_after_the_same_number_of_calls(sides: Sides, kind
     outcome = await run_both(sides, at(kind, program, max_retries=2))
 
     assert outcome.failure is None
-    assert sorted(outcome.calls.values()) == [2, 2]
+    assert sorted(outcome.calls.values()) == [2, 3]
 
 
-async def test_two_server_errors_then_success_are_three_calls_on_both_sides(sides: Sides) -> None:
-    """The whole of the SDK's default patience."""
+@pytest.mark.parametrize("fault", ["500", "reset", "truncate"])
+async def test_call_that_fails_once_is_repeated_once_on_both_sides(sides: Sides, fault: str) -> None:
+    """A server error, a connection that broke before the answer, and one that broke inside it."""
 
     async def program(sdk: Any) -> object:
-        return await sdk.chat.completions.create(model=f"{MODEL}?fault=500&fail_first=2", messages=HELLO)
+        return await sdk.chat.completions.create(model=f"{MODEL}?fault={fault}&fail_first=1", messages=HELLO)
 
-    outcome = await run_both(sides, at("asynchronous", program, max_retries=2))
+    outcome = await run_both(sides, at("asynchronous", program, max_retries=1))
 
-    assert (outcome.failure, list(outcome.calls.values())) == (None, [3])
+    assert (outcome.failure, list(outcome.calls.values())) == (None, [2])
 
 
 async def test_retries_that_are_used_up_raise_the_last_error(sides: Sides) -> None:
@@ -552,6 +568,7 @@ async def test_five_streams_one_after_another_use_one_connection(kind: str) -> N
         made = 5 if kind == BLOCKING else 1
         assert (sides.direct.mock.connections_made, sides.app.server.opened) == (made, made)
         assert sides.proxied.mock.connections_made == 1
+        sides.wait(lambda: sides.outcomes() == {"ok": 5}, f"five streams were whole (now {sides.outcomes()})")
 
 
 async def test_different_calls_in_parallel_through_one_client_keep_their_answers(sides: Sides) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 from collections.abc import Mapping
@@ -107,6 +108,7 @@ class App:
             deadlines,
             heartbeat_after_s=settings.heartbeat_after_s,
             heartbeat_every_s=settings.heartbeat_every_s,
+            heeds_patience=settings.heed_patience,
         )
         self.server = DataServer(
             self.pipeline,
@@ -189,7 +191,8 @@ class App:
         self.table.shut(ProxyError(Kind.DRAINING, "The proxy has stopped."))
         await asyncio.wait_for(self.runner.wait(), 5.0)
         await self.server.shutdown(0.1)
-        _remove(self.settings.unix_socket)
+        if self._listener is not None:  # else the socket there is somebody else's
+            _remove(self.settings.unix_socket)
         await self._stack.aclose()
 
     async def _close_admin(self) -> None:
@@ -294,7 +297,8 @@ def _port_of(listener: asyncio.Server | None) -> int:
 
 
 def _remove_stale_socket(path: str) -> None:
-    """Remove a socket that a killed process left behind; one that somebody listens on is left to fail the bind."""
+    """Remove a socket that a killed process left behind. Raises ``OSError`` for one that somebody listens on: asyncio
+    would take it away from them without a word."""
     try:
         with socket.socket(socket.AF_UNIX) as probe:
             probe.connect(path)
@@ -302,6 +306,8 @@ def _remove_stale_socket(path: str) -> None:
         _remove(path)
     except OSError:
         return
+    else:
+        raise OSError(errno.EADDRINUSE, "the socket is in use", path)
 
 
 def _remove(path: str) -> None:

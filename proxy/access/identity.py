@@ -42,8 +42,9 @@ class Identity:
     def authenticate(self, head: RequestHead, provider: str, keys: ProviderKeys) -> Principal:
         """The principal of a request to ``provider``. Raises ``ProxyError(INVALID_KEY)``."""
         name, value = _presented(head)
-        token = value[7:].strip() if value[:7].lower() == _BEARER else value
-        if token.startswith(VIRTUAL_PREFIX):
+        # A client without a key sends "Bearer ", of which the parser leaves "Bearer".
+        token = value[7:].strip() if value[:7].lower() in (_BEARER, b"bearer") else value
+        if VIRTUAL_PREFIX in value and any(word.startswith(VIRTUAL_PREFIX) for word in value.split()):
             raise ProxyError(Kind.INVALID_KEY, "This Sameflight key is not known here.")
         if self._required:
             raise ProxyError(Kind.INVALID_KEY, "A Sameflight key is required here.")

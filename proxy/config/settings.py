@@ -168,6 +168,12 @@ class Settings:
     linger_s: float = _seconds(3.0, "Time a call without subscribers goes on, for the retry that may come.", 0.0)
     heartbeat_after_s: float = _seconds(10.0, "Silence of a stream before the first heartbeat; 0: none.", 0.0)
     heartbeat_every_s: float = _seconds(15.0, "Silence between heartbeats.")
+    heed_patience: bool = _setting(
+        True,
+        "A caller that says how long it waits (x-stainless-read-timeout) gets a 504 just before that; "
+        "false: its own time-out comes first.",
+        parse_flag,
+    )
     max_subscribers: int = _count(1_000, "Callers of one flight; the next one starts another.")
     max_tape_bytes: int = _bytes(8 * MIB, "Bytes a flight keeps for late joiners; beyond it none may join.")
     max_answer_bytes: int = _bytes(64 * MIB, "Largest shared answer; a larger one is broken off.")

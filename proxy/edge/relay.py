@@ -55,16 +55,32 @@ class Desk(Protocol):
 class EdgeTools:
     """What every relay of a listener shares."""
 
-    __slots__ = ("clock", "date", "deadlines", "framed", "framed_of", "heartbeat_after_s", "heartbeat_every_s")
+    __slots__ = (
+        "clock",
+        "date",
+        "deadlines",
+        "framed",
+        "framed_of",
+        "heartbeat_after_s",
+        "heartbeat_every_s",
+        "heeds_patience",
+    )
 
     def __init__(
-        self, clock: Clock, deadlines: Deadlines, *, heartbeat_after_s: float, heartbeat_every_s: float
+        self,
+        clock: Clock,
+        deadlines: Deadlines,
+        *,
+        heartbeat_after_s: float,
+        heartbeat_every_s: float,
+        heeds_patience: bool = True,
     ) -> None:
         self.clock = clock
         self.deadlines = deadlines
         self.date = DateLine(clock)
         self.heartbeat_after_s = heartbeat_after_s
         self.heartbeat_every_s = heartbeat_every_s
+        self.heeds_patience = heeds_patience
         # The last chunk that was framed: followers at the live edge are handed the very same bytes object one after
         # the other, so a thousand of them cost one framing.
         self.framed_of: bytes = b""
@@ -134,16 +150,15 @@ class Relay:
     # -- before the head -------------------------------------------------------------------------------------
 
     def attach(self, subscription: Subscription, patience_s: float | None, streams: bool) -> None:
-        """Wait for ``subscription``: hardly longer than ``patience_s``, and not in silence where a stream was asked
+        """Wait for ``subscription``: not quite as long as ``patience_s``, and not in silence where a stream was asked
         for."""
         self.subscription = subscription
         if self._wire.full:
             subscription.pause()
-        if patience_s is not None and self._patience is None and not self._begun:
-            # The caller's own time-out comes first, so that it raises what it raises without a proxy; this one is for
-            # whoever stays on beyond it.
+        if patience_s is not None and self._tools.heeds_patience and self._patience is None and not self._begun:
+            # The caller hangs up at patience_s; an answer must be there a moment earlier.
             margin_s = min(1.0, max(0.05, 0.05 * patience_s))
-            self._patience = self._tools.deadlines.arm(patience_s + margin_s, self._out_of_patience)
+            self._patience = self._tools.deadlines.arm(max(0.0, patience_s - margin_s), self._out_of_patience)
         after_s = self._tools.heartbeat_after_s
         if streams and after_s and self._heartbeat is None and not self.http10:
             self._heartbeat = self._tools.deadlines.arm(after_s, self._beat)

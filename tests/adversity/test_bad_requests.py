@@ -417,6 +417,8 @@ async def test_two_credentials_at_once_are_refused_in_the_dialect_of_the_route(
         ("authorization", "Bearer sf-0123456789"),
         ("authorization", "bearer  sf-0123456789"),
         ("authorization", "sf-0123456789"),
+        ("authorization", "Bearer\tsf-0123456789"),
+        ("authorization", "Token sf-0123456789"),
         ("x-api-key", "sf-0123456789"),
         ("api-key", "sf-0123456789"),
     ],

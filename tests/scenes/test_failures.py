@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+from typing import Any
 
 import pytest
 
 from proxy.flight.flight import Flight
+from proxy.upstream.base import Origin
 from tests.fakes.client import RawResponse
 from tests.fakes.clock import FrozenClock
-from tests.fakes.gates import wait_until
+from tests.fakes.gates import Gate, wait_until
 from tests.fakes.upstream import Call
 from tests.scenes.stage import KEY, MESSAGES, Stage, as_bytes, chat, completion, stream_events
 
@@ -36,6 +38,26 @@ def closed_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+class HeldConnector:
+    """Takes every connection to a port nobody listens on, once `go` was called."""
+
+    def __init__(self, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.attempts = 0
+        self._gate = Gate("connecting")
+        self._port = closed_port()
+        connector = stage.app.transport.wire._connector
+        self._connect = connector.connect
+        monkeypatch.setattr(type(connector), "connect", lambda _, *arguments: self._attempt(*arguments))
+
+    async def _attempt(self, origin: Origin, connection: Any) -> None:
+        self.attempts += 1
+        await self._gate.wait()
+        await self._connect(origin._replace(port=self._port), connection)
+
+    def go(self) -> None:
+        self._gate.open()
 
 
 def error_codes(responses: list[RawResponse]) -> set[str]:
@@ -77,7 +99,7 @@ async def test_callers_that_meet_before_a_refused_connection_make_one_attempt(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """TC080 with the meeting held open: twenty wait for the very connection that is refused."""
-    refuse = _Hold(stage, monkeypatch)
+    refuse = HeldConnector(stage, monkeypatch)
     responses = await stage.ask_many(20, chat())
     refuse.go()
     await read_all(responses)
@@ -89,28 +111,6 @@ async def test_callers_that_meet_before_a_refused_connection_make_one_attempt(
     assert stage.upstream.connections_made == 0
     assert stage.app.table.started == 1
     assert stage.series('upstream_connect_errors_total{reason="refused"}') == 1
-
-
-class _Hold:
-    """Connections are made to a closed port, once `go` was called."""
-
-    def __init__(self, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.attempts = 0
-        self._open = asyncio.Event()
-        transport = stage.app.transport
-        connector = transport.wire._connector
-        connect = connector.connect
-        port = closed_port()
-
-        async def held(origin, connection):  # type: ignore[no-untyped-def]
-            self.attempts += 1
-            await self._open.wait()
-            return await connect(origin._replace(port=port), connection)
-
-        monkeypatch.setattr(type(connector), "connect", lambda _self, *arguments: held(*arguments))
-
-    def go(self) -> None:
-        self._open.set()
 
 
 async def test_a_reset_before_the_head_is_one_failure_for_all(stage: Stage) -> None:

@@ -164,8 +164,7 @@ def _stop_on_signals() -> asyncio.Event:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(NotImplementedError):  # Windows, where Ctrl-C interrupts
-            loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, stop.set)
     return stop
 
 

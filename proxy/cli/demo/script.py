@@ -153,7 +153,7 @@ def _retries(chance: random.Random, callers: int) -> Part:
         Ask(_chat(f"Plan trip number {number}."), patience_s=_PATIENCE_S, backoff_s=chance.uniform(0.05, 0.15))
         for number in range(callers)
     ]
-    story = f"{callers} callers hang up after {_PATIENCE_S * 1e3:.0f} ms and retry"
+    story = f"{callers} callers hang up on a slow upstream after {_PATIENCE_S * 1e3:.0f} ms, retry"
     return Part("hung up after 150 ms, then retried", story, tuple(asks), callers, latency_ms=_SLOW_MS)
 
 

@@ -80,9 +80,10 @@ def _render_time(name: str, values_s: Sequence[float], *, signed: bool = False) 
 
 def _explain() -> str:
     return (
-        f"Callers, proxy and mock upstream share one process here, so times include all three. Dollars are tokens "
-        f"at Sameflight's built-in list prices of {AS_OF}; the mock counts four characters of a prompt as a token. "
-        "Requests that were hung up count as requests, not as tokens."
+        "Callers, proxy and mock upstream share one process here, so times include all three; p99 is that of a crowd "
+        f"which asks within a millisecond. Dollars are tokens at Sameflight's built-in list prices of {AS_OF}; the "
+        "mock counts four characters of a prompt as a token. Requests that were hung up count as requests, not as "
+        "tokens."
     )
 
 

@@ -33,7 +33,8 @@ def cached(name: str, install: Callable[[Path], list[str]]) -> Path:
         made = subprocess.run(command, cwd=making, capture_output=True, text=True, timeout=INSTALL_S, check=False)
         if made.returncode:
             lines = (made.stderr or made.stdout).strip().splitlines() or ["no message"]
-            pytest.skip(f"{name} cannot be installed (is the registry out of reach?): {lines[-1]}")
+            reason = next((line for line in lines if "error" in line.lower()), lines[-1])
+            pytest.skip(f"{name} cannot be installed (is the registry out of reach?): {reason}")
         try:
             making.rename(target)
         except OSError:

@@ -77,10 +77,12 @@ class Sides:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.run(self._stop())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(LIMIT_S)
-        self._loop.close()
+        try:
+            self.run(self._stop())
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(LIMIT_S)
+            self._loop.close()
 
     def __iter__(self) -> Iterator[Side]:
         return iter((self.direct, self.proxied))
@@ -130,6 +132,8 @@ class Sides:
 
     async def _stop(self) -> None:
         app = self.app
+        if self._clock is not None:
+            self._clock.advance(3600)  # what nobody waits for any more comes to its end
         await wait_until(lambda: not app.table.live, f"no flight is left (now {app.table.describe()})", LIMIT_S)
         assert app.metrics.last_bug == ""
         await app.close()

@@ -223,7 +223,6 @@ async def test_time_out_raises_the_same_exception_on_both_sides(sides: Sides, ki
 
     assert outcome.failure is not None
     assert outcome.failure["class"].endswith("ReadTimeout")
-    sides.advance(61)
 
 
 # --- connections and where the client points ---

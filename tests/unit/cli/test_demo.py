@@ -199,6 +199,21 @@ def test_a_taken_usual_port_is_said(capsys: pytest.CaptureFixture[str], monkeypa
     assert re.match(r"Port 8080 is taken; the proxy listens on port \d+ instead\.\n", capsys.readouterr().out)
 
 
+def test_servers_that_cannot_be_reached_are_a_failure_that_is_explained(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too few open files, for instance: one line, no traceback."""
+
+    async def refuse(host: str, port: int) -> Caller:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(Caller, "connect", refuse)
+
+    assert demonstrate() == 1
+    expected = "sameflight demo: cannot connect to its own servers: [Errno 24] Too many open files\n"
+    assert capsys.readouterr().err == expected
+
+
 @pytest.mark.parametrize(
     "words", [("--port", "70000"), ("--port", "x"), ("--callers", "0"), ("--callers", "999"), ("--seed", "x")]
 )
@@ -396,6 +411,23 @@ async def test_an_answer_that_is_not_whole_is_an_error(pieces: tuple[bytes, ...]
 
     assert answer.error != ""
     assert not answer.joined
+
+
+async def test_a_greeting_that_fails_is_an_error_of_the_connection() -> None:
+    """Nobody asks on a connection that does not work."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n")
+        writer.close()
+        await writer.wait_closed()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        caller = await Caller.connect("127.0.0.1", server.sockets[0].getsockname()[1])
+        with pytest.raises(ConnectionError, match="GET /health was answered 503"):
+            await caller.greet("127.0.0.1", "/health")
+        caller.leave()
 
 
 # -- the display -----------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from proxy.cache.hot import HotCache
 from proxy.cache.shared import make_shared_cache
 from proxy.clock import Clock, Deadlines
 from proxy.config.settings import Settings
-from proxy.config.watch import CatalogHolder, ReloadResult
+from proxy.config.watch import CatalogHolder
 from proxy.edge.admin import AdminServer, Health, Views
 from proxy.edge.body import BodyLimits
 from proxy.edge.relay import EdgeTools
@@ -47,7 +47,7 @@ _LAG_LIMIT_S = 5.0
 class App:
     """One proxy process: a data listener, an admin listener and what is behind them."""
 
-    # Mutable state: the listeners between start and close, and `phase`, which the probes read.
+    # Mutable state: the listeners between start and close, `phase`, which the probes read, and the running reload.
     def __init__(
         self,
         settings: Settings,
@@ -136,7 +136,8 @@ class App:
         self._stack = AsyncExitStack()
         self._listener: asyncio.Server | None = None
         self._admin_listener: asyncio.Server | None = None
-        self._reloading: asyncio.Task[ReloadResult] | None = None
+        self._reloading: asyncio.Task[None] | None = None
+        self._reload_wanted = False
 
     # -- life -------------------------------------------------------------------------------------------------
 
@@ -234,18 +235,21 @@ class App:
             self.reload()
 
     def reload(self) -> None:
-        """Read the catalog file again, off the loop; a bad one changes nothing."""
+        """Read the catalog file again, off the loop; a bad one changes nothing. While it is being read it is read once
+        more afterwards, however often it is asked for: what was asked for may have come too late."""
+        self._reload_wanted = True
         if self._reloading is None or self._reloading.done():
             self._reloading = asyncio.get_running_loop().create_task(self._reload())
 
-    async def _reload(self) -> ReloadResult:
-        result = await asyncio.to_thread(self.catalogs.reload)
-        if not result.ok:
-            self.log.error("config_reload_failed", problems=[str(problem) for problem in result.problems])
-        elif result.changed:
-            self.hot.advance()
-            self.log.info("config_reloaded", generation=result.generation)
-        return result
+    async def _reload(self) -> None:
+        while self._reload_wanted:
+            self._reload_wanted = False
+            result = await asyncio.to_thread(self.catalogs.reload)
+            if not result.ok:
+                self.log.error("config_reload_failed", problems=[str(problem) for problem in result.problems])
+            elif result.changed:
+                self.hot.advance()
+                self.log.info("config_reloaded", generation=result.generation)
 
     # -- views ------------------------------------------------------------------------------------------------
 
@@ -299,6 +303,8 @@ def _port_of(listener: asyncio.Server | None) -> int:
 def _remove_stale_socket(path: str) -> None:
     """Remove a socket that a killed process left behind. Raises ``OSError`` for one that somebody listens on: asyncio
     would take it away from them without a word."""
+    if not Path(path).is_socket():
+        return  # nothing, or a file that is not ours to remove: the bind will tell
     try:
         with socket.socket(socket.AF_UNIX) as probe:
             probe.connect(path)

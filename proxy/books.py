@@ -176,7 +176,10 @@ class Books:
             metrics.upstream_duration_seconds.at(provider).observe(ended_at - report.started_at)
         if flight.error is not None and not report.attempts and flight.ending is Ending.FAULT:
             metrics.upstream_connect_errors_total.at(flight.error.why).value += 1
-        usage = report.usage
+        head, usage = report.head, report.usage
+        if head is not None and head.status in (401, 403) and not flight.work.own_credential:
+            # Nobody's request will work until the operator acts.
+            self._log.error("provider_key_refused", provider=provider, status=head.status)
         if usage is not None and report.attempts:
             model = metrics.model_label(plan.model, flight.ending is Ending.OK)
             metrics.tokens_total.at("input", model, usage.source).value += usage.input_tokens
@@ -204,7 +207,10 @@ def _measure(exchange: Exchange, now: float) -> Times:
     received_at = exchange.received_at
     total_s = now - received_at
     first_byte_s = exchange.first_byte_at - received_at if exchange.first_byte_at else 0.0
-    began_at = exchange.served_at or received_at
+    if not exchange.served_at:
+        # What came before the whole request is the client's time, and a socket's life is nobody's.
+        return Times(total_s, 0.0, 0.0, first_byte_s, 0.0)
+    began_at = exchange.served_at
     if report is None or exchange.role == "hit" or not exchange.joined_at:
         answered_at = exchange.head_out_at or now
         return Times(total_s, 0.0, 0.0, first_byte_s, max(0.0, answered_at - began_at))

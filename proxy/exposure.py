@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from proxy.app import App
+    from proxy.edge.server import DataServer
 
 
 def expose(app: App) -> None:
@@ -61,6 +62,7 @@ def _expose_process(app: App) -> None:
     metrics.gauge_from("connections", lambda: len(server.connections), "open")
     metrics.gauge_from("connections", lambda: server.running, "busy")
     metrics.gauge_from("connections", lambda: app.sockets.open, "websocket")
+    metrics.gauge_from("streams_inflight", lambda: _count_streams(server))
     metrics.table_from(
         "connections_closed_total", lambda: {(why,): count for why, count in server.closed_why.items()}
     )
@@ -69,3 +71,10 @@ def _expose_process(app: App) -> None:
     logging = app.logging
     if logging is not None:
         metrics.counter_from("log_lines_dropped_total", lambda: logging.sink.dropped)
+
+
+def _count_streams(server: DataServer) -> int:
+    """Event streams whose head is out and whose end is not."""
+    relays = [getattr(connection, "relay", None) for connection in server.connections]
+    exchanges = [relay.exchange for relay in relays if relay is not None and not relay.done]
+    return sum(1 for each in exchanges if each.head_out_at and each.plan is not None and each.plan.streams)

@@ -239,7 +239,8 @@ class Pipeline:
 
     def _work(self, plan: Plan, exchange: Exchange, *, renews: bool = False) -> Work:
         price = exchange.catalog.prices.find(plan.model) if exchange.catalog is not None and plan.model else None
-        return Work(plan, exchange.body, self._hot.generation, price, renews)
+        own = exchange.principal is None or exchange.principal.own
+        return Work(plan, exchange.body, self._hot.generation, price, own, renews)
 
     def _check_idempotency(self, plan: Plan) -> None:
         assert plan.idempotency is not None

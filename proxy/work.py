@@ -18,5 +18,7 @@ class Work(NamedTuple):
     """The hot cache's when the flight began: an answer is not stored after a purge."""
     price: Price | None
     """Of the plan's model, from the catalog the first exchange was pinned to."""
+    own_credential: bool = True
+    """The caller's own credential is used, not the proxy's."""
     renews: bool = False
     """Nobody waits for it: it renews a stale entry of the hot cache."""

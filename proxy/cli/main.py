@@ -9,13 +9,17 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
+from typing import Final
 
 from proxy import __version__
-from proxy.cli import config, demo, healthcheck, mock, serve
+
+# Each is a module of this room with an `add_parser`; in the order of the help.
+COMMANDS: Final = ("serve", "demo", "mock", "bench", "config", "healthcheck")
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The whole grammar."""
+def make_parser(command: str = "") -> argparse.ArgumentParser:
+    """The grammar of one command, or of all where none of them is named."""
     parser = argparse.ArgumentParser(
         prog="sameflight",
         description="An LLM API proxy in which identical concurrent requests share one upstream call.",
@@ -23,8 +27,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"sameflight {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (serve, demo, mock, config, healthcheck):
-        command.add_parser(commands)
+    wanted = {"version": (), **{name: (name,) for name in COMMANDS}}.get(command, COMMANDS)
+    for name in wanted:
+        import_module(f"proxy.cli.{name}").add_parser(commands)
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(run=_print_version)
     return parser
@@ -38,7 +43,7 @@ def _print_version(_: argparse.Namespace) -> int:
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code."""
     try:
-        parsed = make_parser().parse_args(arguments)
+        parsed = make_parser(arguments[0] if arguments else "").parse_args(arguments)
     except SystemExit as stop:  # argparse has printed what was wrong, or the help that was asked for
         return stop.code if isinstance(stop.code, int) else 2
     try:

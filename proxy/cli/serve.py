@@ -65,9 +65,9 @@ async def _serve(settings: Settings, logging: Logging) -> int:
         print(f"sameflight serve: cannot listen: {error}", file=sys.stderr)
         await app.close()
         return 1
+    stop = _stop_on_signals(app)
     where = settings.unix_socket or app.url
     app.log.info("serving", data=where, admin=app.admin_url, share=settings.share)
-    stop = _stop_on_signals(app)
     try:
         await stop.wait()
         await _drain(app, stop, settings.drain_grace_s)

@@ -75,6 +75,8 @@ class Connection(RequestHandler):
         self._expect_head()
 
     def data_received(self, data: bytes) -> None:
+        if self._force_close:
+            return
         # Only while no request is under way: bytes of a body, or of one that is being discarded, are no head.
         idle = self.relay is None and (self._waiter is not None or not self._request_count)
         before = self._request_count

@@ -302,7 +302,7 @@ class Relay:
         exchange.error = error
         dialect = _dialect(exchange)
         outcome = _failed_outcome(error)
-        if self._begun:
+        if self._begun or exchange.status == 101:
             if self._chunked and not exchange.bytes_out:
                 route = exchange.located.route.name if exchange.located else ""
                 body = error_body(error, dialect, exchange.request_id)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import Final
 
 from proxy.clock import Clock
 from proxy.exchange import Exchange
-from proxy.protocol.answer import AnswerHead
+from proxy.protocol.answer import AnswerHead, render_headers, spread_retry_after
 
 _REASONS: Final = {status.value: status.phrase.encode() for status in HTTPStatus}
 _REASONS[499] = b"Client Closed Request"
@@ -112,9 +113,17 @@ def answer_head(
             STATUS_LINES[head.status],
             head.block,
             head.leader_block if leads else b"",
+            _retry_after(head, leads=leads) if head.retry_after else b"",
             date,
             exchange_lines(exchange, now),
             framing,
             b"\r\n",
         )
     )
+
+
+def _retry_after(head: AnswerHead, *, leads: bool) -> bytes:
+    """As the upstream said for the leader, up to a quarter later for each of the others."""
+    if leads:
+        return render_headers(head.retry_after)
+    return spread_retry_after(head.retry_after, 1.0 + 0.25 * random.random())  # noqa: S311 - spreads, protects nothing

@@ -6,8 +6,12 @@ not a thousand renderings.
 
 from __future__ import annotations
 
+from typing import Final
+
 from proxy.protocol.message import HeaderList
 
+_BUSY: Final = frozenset((429, 503, 529))
+_RETRY_AFTER: Final = frozenset((b"retry-after", b"retry-after-ms"))
 # What tells an intermediary to hand a stream on byte by byte; sent with every event stream.
 _STREAM_LINES = b"cache-control: no-cache, no-transform\r\nx-accel-buffering: no\r\n"
 
@@ -20,7 +24,17 @@ def render_headers(headers: HeaderList) -> bytes:
 class AnswerHead:
     """Status and headers of one answer, without the lines that belong to one exchange. Frozen after construction."""
 
-    __slots__ = ("block", "leader_block", "leader_only", "length", "request_id", "shared", "status", "streams")
+    __slots__ = (
+        "block",
+        "leader_block",
+        "leader_only",
+        "length",
+        "request_id",
+        "retry_after",
+        "shared",
+        "status",
+        "streams",
+    )
 
     def __init__(
         self,
@@ -45,6 +59,12 @@ class AnswerHead:
             if name in (b"x-request-id", b"request-id"):
                 self.request_id = value
                 break
+        self.retry_after: HeaderList = []
+        """When to come back, in seconds and milliseconds, where the upstream was busy; not part of ``block``, because
+        those who share a refusal must not all return in the same moment."""
+        if status in _BUSY:
+            self.retry_after = [line for line in shared if line[0] in _RETRY_AFTER and _is_number(line[1])]
+            shared = [line for line in shared if line not in self.retry_after]
         self.block = _without_cache_control(shared) + _STREAM_LINES if streams else render_headers(shared)
         self.leader_block = render_headers(self.leader_only)
 
@@ -56,3 +76,20 @@ class AnswerHead:
 def _without_cache_control(headers: HeaderList) -> bytes:
     kept = [header for header in headers if header[0] not in (b"cache-control", b"x-accel-buffering")]
     return render_headers(kept)
+
+
+def _is_number(value: bytes) -> bool:
+    """A date is left as it is."""
+    return len(value) <= 12 and value.replace(b".", b"", 1).isdigit()
+
+
+def spread_retry_after(headers: HeaderList, factor: float) -> bytes:
+    """The lines of ``AnswerHead.retry_after`` with their time multiplied: whole seconds for everybody (RFC 9110,
+    10.2.3), rounded down, and the exact time in milliseconds, which the official SDKs prefer."""
+    times = dict(headers)
+    millis = times.get(b"retry-after-ms")
+    later_s = factor * (float(millis) / 1e3 if millis is not None else float(times[b"retry-after"]))
+    lines = [(b"retry-after-ms", b"%d" % round(later_s * 1e3))]
+    if b"retry-after" in times:
+        lines.insert(0, (b"retry-after", b"%d" % later_s))
+    return render_headers(lines)

@@ -330,7 +330,7 @@ _OF_THE_ORIGIN: Final = _HOP_BY_HOP | frozenset(
 _RESPONSE_VERDICTS: Final = _Verdicts(
     _OF_THE_ORIGIN | {b"set-cookie"},
     (b"x-sameflight-",),
-    frozenset((b"openai-processing-ms", b"x-envoy-upstream-service-time")),
+    frozenset((b"age", b"openai-processing-ms", b"x-envoy-upstream-service-time")),
     (b"x-ratelimit-", b"anthropic-ratelimit-"),
 )
 _PRIVATE_RESPONSE_VERDICTS: Final = _Verdicts(_OF_THE_ORIGIN, (b"x-sameflight-",))
@@ -339,7 +339,8 @@ _PRIVATE_RESPONSE_VERDICTS: Final = _Verdicts(_OF_THE_ORIGIN, (b"x-sameflight-",
 def split_response_headers(head: ResponseHead) -> tuple[HeaderList, HeaderList]:
     """Part the headers of a shared answer: (for every subscriber, for the leader alone).
 
-    The leader's describe the one call that was made: rate limits, processing time. ``retry-after`` is for all.
+    The leader's describe the one call that was made: rate limits, processing time, the answer's age. ``retry-after``
+    is for all.
     """
     return _sort_out(head.headers, _RESPONSE_VERDICTS)
 

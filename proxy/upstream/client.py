@@ -126,6 +126,7 @@ class WireTransport:
         connection.opened_at = self._clock.now()
         pool.adopt(connection)
         if connection.closed:
+            self.counts.failed += 1
             raise faults.unreachable("reset", f"{pool.origin} closed the connection at once")
         return connection
 

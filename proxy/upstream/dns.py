@@ -53,11 +53,12 @@ class _Name:
 
     # Written by Resolver alone. `running` is set from the moment a look-up is queued until it ends, even if
     # everybody has stopped waiting for it.
-    __slots__ = ("addresses", "failed_at", "failure", "good_at", "hold_s", "running")
+    __slots__ = ("addresses", "asked_at", "failed_at", "failure", "good_at", "hold_s", "running")
 
     def __init__(self) -> None:
         self.addresses: Addresses = ()
         self.good_at = 0.0
+        self.asked_at = 0.0
         self.failure = ""
         self.failed_at = 0.0
         self.hold_s = 0.0
@@ -117,8 +118,11 @@ class Resolver:
             self._start(host, name)
         running = name.running
         assert running is not None
+        give_up_at = name.asked_at + self._terms.lookup_s
+        if now >= give_up_at:
+            return self._stale(host, name)  # known to hang; whoever asked first has waited for all
         try:
-            async with Until(self._deadlines, now + self._terms.lookup_s):
+            async with Until(self._deadlines, give_up_at):
                 await asyncio.shield(running)
         except TimeoutError:
             # The look-up goes on and will be heard when it ends; nobody waits for it again for a while.
@@ -145,6 +149,7 @@ class Resolver:
 
     def _start(self, host: str, name: _Name) -> None:
         name.running = asyncio.get_running_loop().create_future()
+        name.asked_at = self._clock.now()
         self._line.append((host, name))
         self._run_next()
 

@@ -74,6 +74,7 @@ class ResponseReader:
     def begin(self, is_head: bool) -> None:
         """Expect the answer to the next request; ``is_head`` if its method is HEAD."""
         self._is_head = is_head
+        self._headers = []
         self.head = None
         self.head_seen = self.ended = self.surplus = False
         self.reusable = False
@@ -139,10 +140,9 @@ class ResponseReader:
             raise _SurplusError
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self.head_seen:
-            return  # a trailer: consumed, not passed on
+        # Called once a header, a tenth of an exchange in all. Trailers end up in a list that nobody reads.
         name = name.lower()
-        if name in _FRAMING:
+        if name in _FRAMING and not self.head_seen:
             self._check_framing(name, value)
         self._headers.append((name, value))
 

@@ -38,6 +38,7 @@ _SKIPPED = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 _FOREVER = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
 _MESSAGE_BYTES = 64 * 1024 * 1024
 _LARGE_BYTES = 512 * 1024
+_FAREWELL_S = 2.0
 
 ProxyFor = Callable[[Origin], str | None]
 
@@ -273,6 +274,8 @@ class SessionTransport:
                     proxy=self._proxy_for(origin),
                     compress=0,
                     max_msg_size=_MESSAGE_BYTES,
+                    autoclose=False,  # the relay answers a farewell, once the client has heard of it
+                    timeout=aiohttp.ClientWSTimeout(ws_close=_FAREWELL_S),
                 )
         except BaseException as error:
             await self._leave()

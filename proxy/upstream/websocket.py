@@ -74,7 +74,7 @@ class UpstreamSocket:
             raise faults.reset("reset", repr(error)) from None
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
-        """Send a close frame and wait for the upstream's, ten seconds at most. Idempotent."""
+        """Send a close frame and wait for the upstream's, two seconds at most. Idempotent."""
         try:
             await self._socket.close(code=code, message=reason.encode())
         finally:

@@ -159,7 +159,8 @@ class WireConnection(asyncio.Protocol):
         else:
             self._unsent_bytes = len(body)
             self._transport.writelines((head, body))
-        self._watch(min(now + patience.first_byte_s, self._total_at))
+        at = now + patience.first_byte_s
+        self._watch(at if at < self._total_at else self._total_at)
         receiver.on_start(hold)
         return waiter
 

@@ -154,10 +154,9 @@ async def test_a_head_that_is_too_large_is_refused(
     request = head("POST", path, *lines, b"content-length: 0\r\n")
     client = await stage.client()
     response = client.expect("POST")
-    if at_once:
-        await client.send(request)
-    else:
-        await client.dribble(request, 8_000)
+    for piece in [request] if at_once else [request[at : at + 8_000] for at in range(0, len(request), 8_000)]:
+        if not client.peer_ended:
+            await client.dribble(piece, len(piece))
     await response.read_end()
 
     assert response.status == 431
@@ -203,6 +202,26 @@ async def test_a_head_that_never_ends_is_refused_at_the_limit(stage: Stage) -> N
 
     is_refusal(response, 431, "headers_too_large")
     await is_closed(client)
+
+
+async def test_what_follows_a_refused_head_is_thrown_away_and_refused_no_second_time(stage: Stage) -> None:
+    """One request, one refusal, however much comes behind it."""
+    client = await stage.client()
+    client.eof_received = lambda: client._reader.finish() or True  # type: ignore[method-assign,func-returns-value]
+    response = client.expect("GET")
+    await client.send(b"GET /v1/models HTTP/1.1\r\n")
+    for _ in range(70):
+        await client.dribble(b"x-one: " + b"c" * 991 + b"\r\n", 1000)
+    await response.read_end()
+    [connection] = stage.app.server.connections
+    for _ in range(20):
+        await client.dribble(b"x" * 10_000, 10_000)
+    assert connection.transport is not None
+    await client.close()
+
+    is_refusal(response, 431, "headers_too_large")
+    assert stage.series("rejections_total") == 1
+    assert client.received.count(b"HTTP/1.1") == 1
 
 
 # -- bodies that are too large ---------------------------------------------------------------------------------------

@@ -257,6 +257,28 @@ async def test_a_connection_that_is_half_closed_while_idle_is_closed(stage: Stag
             await wait_until(lambda each=each: not each.app.server.connections, "the connection is forgotten")
 
 
+# -- a proxy that leaves -------------------------------------------------------------------------------------
+
+
+async def test_a_drain_closes_idle_connections_at_once_and_busy_ones_with_their_answer(stage: Stage) -> None:
+    """A kept connection is no reason to wait, and the next request of a busy one is another process's."""
+    idle, silent, busy = await stage.client(), await stage.client(), await stage.client()
+    assert (await idle.request("GET", "/health")).status == 200
+    response = await stage.ask(chat(), client=busy)
+    call = await stage.upstream.next_call()
+    draining = asyncio.get_running_loop().create_task(stage.app.drain(30.0))
+    await idle.peer_closed()
+    await silent.peer_closed()
+    assert not busy.peer_ended
+    await call.answer_json(completion())
+    await response.read_end()
+    await busy.peer_closed()
+    await draining
+
+    assert response.json() == completion()
+    assert response.header("connection") == "close"
+
+
 # -- many ----------------------------------------------------------------------------------------------------
 
 

@@ -131,7 +131,7 @@ async def test_a_follower_that_lags_behind_a_tape_that_is_not_kept_is_taken_off(
 
 async def test_when_nobody_reads_the_upstream_is_held_back_and_goes_on_when_somebody_does() -> None:
     """TC096: bytes are left with the upstream, memory is bounded, and every caller has all of it in the end."""
-    async with Stage(run_ahead_bytes=200_000) as stage:
+    async with Stage(run_ahead_bytes=200_000, max_tape_bytes=64 << 20) as stage:
         slow = [await ask_slowly(stage) for _ in range(3)]
         call = await begin(stage)
         sent = await fill(stage, call, None, 3)

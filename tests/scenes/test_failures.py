@@ -206,13 +206,18 @@ async def test_a_failure_of_the_upstream_is_shared_as_it_is_and_asked_for_anew_b
 
 
 async def test_a_shared_refusal_says_when_to_come_back(stage: Stage) -> None:
-    """TC081: ``Retry-After`` reaches everybody who waited."""
+    """TC081: ``Retry-After`` is the upstream's for the leader, and up to a quarter later for each of the others, so
+    that those who were refused together do not come back together."""
     responses = await stage.ask_many(20, chat())
     call = await stage.upstream.next_call()
     await call.answer_json({"error": {}}, status=429, headers=[("retry-after", "2"), ("x-ratelimit-reset", "9")])
     await read_all(responses)
 
+    [leader] = [response for response in responses if response.header("retry-after-ms") is None]
+    spread = {int(response.header("retry-after-ms") or 0) for response in responses if response is not leader}
     assert {response.header("retry-after") for response in responses} == {"2"}
+    assert len(spread) > 10
+    assert 2000 <= min(spread) <= max(spread) <= 2500
     assert stage.upstream.calls == 1
 
 

@@ -590,6 +590,44 @@ async def test_a_stream_is_kept_warm_between_its_head_and_its_first_byte(
     assert response.body == KEEP_ALIVE + WHOLE
 
 
+async def test_a_caller_kept_warm_and_then_released_gets_its_own_answer_on_the_same_stream(
+    frozen_stage: Stage, frozen_clock: FrozenClock
+) -> None:
+    """What it waited for belongs to somebody else; the response that was begun goes on with its own call."""
+    stage = frozen_stage
+    responses = await stage.ask_many(2, chat(stream=True))
+    first = await stage.upstream.next_call()
+    frozen_clock.advance(10.5)
+    for response in responses:
+        await response.read_until(KEEP_ALIVE)
+    await first.answer_sse(EVENTS[1:], headers=[("vary", "*")])
+    second = await stage.upstream.next_call()
+    frozen_clock.advance(15.5)
+    await responses[1].read_until(KEEP_ALIVE)
+    await second.answer_sse(EVENTS)
+    await read_all(responses)
+
+    assert responses[0].body == KEEP_ALIVE + as_bytes(EVENTS[1:])
+    assert responses[1].body == KEEP_ALIVE * 2 + WHOLE
+    assert all(response.ended for response in responses)
+
+
+async def test_a_drain_behind_a_heartbeat_is_an_error_event_and_an_aborted_connection(
+    frozen_stage: Stage, frozen_clock: FrozenClock
+) -> None:
+    """The last word of a stream whose upstream never said anything."""
+    stage = frozen_stage
+    response = await stage.ask(chat(stream=True))
+    await stage.upstream.next_call()
+    frozen_clock.advance(10.5)
+    await response.read_until(KEEP_ALIVE)
+    await stage.app.drain(0.0)
+    await response.read_end()
+
+    assert response.truncated
+    assert _openai_error(response.events()[-1])["code"] == "draining"
+
+
 async def test_heartbeats_can_be_switched_off(frozen_clock: FrozenClock) -> None:
     """``heartbeat_after_s`` of 0 sends none, as its help says."""
     async with Stage(clock=frozen_clock, heartbeat_after_s=0) as stage:

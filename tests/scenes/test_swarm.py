@@ -14,6 +14,7 @@ import os
 import random
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -137,8 +138,8 @@ class SwarmUpstream:
         cuts = sorted(self._chance.randrange(len(body)) for _ in range(self._chance.randint(0, 6)))
         return [body[start:stop] for start, stop in zip([0, *cuts], [*cuts, len(body)], strict=True) if start < stop]
 
-    async def run(self) -> None:
-        """Advance a random few of the open calls in every turn."""
+    async def run(self, pace: int) -> None:
+        """Advance a random few of the open calls every ``pace`` turns."""
         while True:
             if not self._steps:
                 self._arrived.clear()
@@ -148,7 +149,7 @@ class SwarmUpstream:
                 if self._step(*self._steps[place]):
                     self._steps[place] = self._steps[-1]
                     self._steps.pop()
-            await asyncio.sleep(0)
+            await run_ticks(pace)
 
     def _step(self, call: Call, pieces: list[bytes], ending: str) -> bool:
         """Send the next piece; whether the call is over."""
@@ -213,21 +214,40 @@ class Findings:
     """Digest of the complete answer of each call; everybody on it must have the same."""
 
 
+@dataclass(frozen=True)
+class Habits:
+    """How a swarm behaves, and the bounds of the proxy it meets."""
+
+    requests: int
+    callers: int
+    spread: float = 0.15
+    """The larger, the fewer questions are asked at a time."""
+    credentials: int = 3
+    cached: float = 0.0
+    """Share of the requests that use the response cache."""
+    bounds: dict[str, object] = field(default_factory=dict)
+    pace: int = 1
+    """Turns of the loop between two steps of the upstream; the more, the more callers meet on a flight."""
+    meets: Callable[[Stage], float] = lambda stage: stage.series("collapse_saved_total")
+    """What must have happened at least once, or the swarm shows nothing."""
+
+
 class Swarm:
     """Callers with a budget of requests, in a bounded number at a time."""
 
-    def __init__(self, stage: Stage, upstream: SwarmUpstream, chance: random.Random, requests: int) -> None:
+    def __init__(self, stage: Stage, upstream: SwarmUpstream, chance: random.Random, habits: Habits) -> None:
         self._stage = stage
         self._upstream = upstream
         self._chance = chance
-        self._left = requests
+        self._habits = habits
+        self._left = habits.requests
         self._hot = 0
         self._varied: set[int] = set()
         self.findings = Findings()
 
-    async def run(self, callers: int) -> None:
+    async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
-            for _ in range(callers):
+            for _ in range(self._habits.callers):
                 group.create_task(self._call_on())
 
     async def _call_on(self) -> None:
@@ -248,17 +268,19 @@ class Swarm:
         """Mostly one of a few hot questions, which move on with time."""
         if self._chance.random() < 0.02:
             self._hot += 1
-        spread = int(self._chance.expovariate(0.15))
+        spread = int(self._chance.expovariate(self._habits.spread))
         return self._hot + min(spread, 60)
 
     async def _call(self, client: WatchedClient, tag: int) -> bool:
         """One request, left early or read to its end; whether the connection can be used again."""
         chance = self._chance
         streams = kind_of(tag) in ("stream", "broken")
-        key = f"sk-swarm-{chance.randrange(3)}"
+        key = f"sk-swarm-{chance.randrange(self._habits.credentials)}"
         headers = [("authorization", f"Bearer {key}")]
         if chance.random() < 0.1:
             headers.append(("x-stainless-retry-count", "1"))
+        if chance.random() < self._habits.cached:
+            headers.append(("x-sameflight-cache", "on"))
         response = client.expect("POST")
         client._transport.write(client.make_request("POST", CHAT, headers, chat(str(tag), stream=streams)))
         fate = chance.random()
@@ -302,7 +324,7 @@ class Swarm:
 
     def _judge_stream(self, response: RawResponse, tag: int) -> None:
         assert response.status == 200
-        assert response.ended, "not ended"
+        assert response.ended
         *words, last = self._words(response.body)
         assert last == "[DONE]"
         assert len(words) == length_of(tag)
@@ -382,15 +404,15 @@ def pooled(stage: Stage) -> int:
     return sum(pool["idle"] for pool in stage.app.transport.describe()["pools"])
 
 
-async def fly(seed: int, requests: int, callers: int, limit_s: float) -> None:
+async def fly(seed: int, habits: Habits, limit_s: float) -> None:
     """Run a swarm and look for what is wrong and what is left."""
     before, objects = open_files(), count_objects()
     chance = random.Random(seed)
-    async with Stage(log_level="error") as stage:
+    async with Stage(log_level="error", **habits.bounds) as stage:
         upstream = SwarmUpstream(stage, random.Random(seed + 1))
-        pump = asyncio.ensure_future(upstream.run())
-        swarm = Swarm(stage, upstream, chance, requests)
-        await within(swarm.run(callers), "the swarm came home", limit_s)
+        pump = asyncio.ensure_future(upstream.run(habits.pace))
+        swarm = Swarm(stage, upstream, chance, habits)
+        await within(swarm.run(), "the swarm came home", limit_s)
         app = stage.app
         await wait_until(lambda: not app.table.live, "every flight has landed or was given up", 15.0)
         await stage.at_rest()
@@ -407,26 +429,78 @@ async def fly(seed: int, requests: int, callers: int, limit_s: float) -> None:
 
         assert findings.wrong[:5] == []
         assert set(findings.kinds) == {*KINDS, "left"}
-        assert sum(findings.kinds.values()) == requests
+        assert sum(findings.kinds.values()) == habits.requests
         assert left == objects
         assert len(table) == 0
         assert app.deadlines.armed <= idle
         assert sum(table.endings.values()) == table.started
         assert len(upstream.tags) <= attempts <= table.started + app.transport.describe()["counts"]["stale_retries"]
-        assert len(upstream.tags) < 0.8 * requests
+        assert len(upstream.tags) < habits.requests
+        assert habits.meets(stage) > 0
         assert table.watchdog == 0
         assert app.runner.bugs == 0
     assert open_files() == before
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-async def test_a_small_swarm_gets_right_answers_and_leaves_nothing(seed: int) -> None:
-    """Two thousand requests, a quarter of them abandoned in some phase."""
-    await fly(seed, requests=2_000, callers=60, limit_s=50.0)
+def flights_of_more_than_64(stage: Stage) -> float:
+    """Those whose fan-out takes more than one turn of the loop."""
+    followers = stage.app.metrics.coalesce_followers
+    return sum(count for bound, count in zip((*followers.bounds, 1e9), followers.counts, strict=True) if bound > 64)
+
+
+SMALL = {
+    "plain": Habits(requests=1_200, callers=60),
+    "wide": Habits(
+        requests=1_200, callers=300, spread=3.0, credentials=1, pace=40, meets=flights_of_more_than_64
+    ),
+    "cached": Habits(requests=1_200, callers=60, cached=0.5, meets=lambda stage: stage.series("cache_hits_total")),
+    "superseded": Habits(
+        requests=1_200,
+        callers=80,
+        spread=0.5,
+        bounds={"max_subscribers": 7},
+        meets=lambda stage: stage.app.table.superseded,
+    ),
+    "trimmed": Habits(
+        requests=1_200,
+        callers=80,
+        spread=0.5,
+        bounds={"max_tape_bytes": 200, "max_lag_bytes": 100, "run_ahead_bytes": 50},
+        meets=lambda stage: stage.series('join_refused_total{reason="not_joinable"}'),
+    ),
+    "crowded": Habits(
+        requests=1_200,
+        callers=80,
+        spread=0.3,
+        bounds={"max_flights_per_scope": 2},
+        meets=lambda stage: stage.series('join_refused_total{reason="max_flights_per_scope"}'),
+    ),
+    "short of memory": Habits(
+        requests=1_200,
+        callers=80,
+        spread=0.3,
+        bounds={"retained_bytes": 300},
+        meets=lambda stage: stage.series('join_refused_total{reason="memory"}'),
+    ),
+    "short of connections": Habits(
+        requests=1_200,
+        callers=80,
+        spread=0.15,
+        bounds={"pool_max_connections": 30},
+        meets=lambda stage: stage.app.transport.wire.counts.reused,
+    ),
+}
+
+
+@pytest.mark.parametrize("habits", SMALL)
+async def test_a_small_swarm_gets_right_answers_and_leaves_nothing(habits: str) -> None:
+    """A thousand requests, a quarter of them abandoned in some phase; with few questions for very many callers, with
+    the cache, and with bounds so tight that they are reached."""
+    await fly(1, SMALL[habits], limit_s=50.0)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
 async def test_a_hundred_thousand_requests_get_right_answers_and_leave_nothing() -> None:
     """Zero wrong or mixed answers; no task, flight, connection or file descriptor is left."""
-    await fly(20_260_101, requests=100_000, callers=150, limit_s=500.0)
+    await fly(20_260_101, Habits(requests=100_000, callers=150), limit_s=500.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import tracemalloc
+from typing import cast
 
 import pytest
 
@@ -100,14 +101,14 @@ class Sink(asyncio.Protocol):
         self.last = b""
 
     @classmethod
-    async def listen(cls) -> tuple[Sink, asyncio.Server]:
-        """One for the only connection that there will be."""
+    async def listen(cls) -> tuple[Sink, asyncio.Server, str]:
+        """One for the only connection that there will be, its server and its URL."""
         sink = cls()
-        return sink, await asyncio.get_running_loop().create_server(lambda: sink, "127.0.0.1", 0)
+        server = await asyncio.get_running_loop().create_server(lambda: sink, "127.0.0.1", 0)
+        return sink, server, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
         if b"\r\n\r\n" not in self.head:
@@ -132,8 +133,8 @@ async def upload_to_sink(stage: Stage, sink: Sink, framing: tuple[str, str]) -> 
 async def test_sixty_four_megabytes_go_through_in_constant_memory(chunked: bool) -> None:
     """Above the limit of bodies that are held, and none of it is."""
     piece, size = b"\xff" * MIB, 64 * MIB
-    sink, server = await Sink.listen()
-    async with Stage(openai_upstream="http://127.0.0.1:%d" % server.sockets[0].getsockname()[1]) as stage:
+    sink, server, url = await Sink.listen()
+    async with Stage(openai_upstream=url) as stage:
         framing = ("transfer-encoding", "chunked") if chunked else ("content-length", str(size))
         client, response = await upload_to_sink(stage, sink, framing)
         tracemalloc.start()
@@ -158,8 +159,8 @@ async def test_sixty_four_megabytes_go_through_in_constant_memory(chunked: bool)
 async def test_a_slow_upstream_holds_the_client_back_and_nothing_piles_up() -> None:
     """Back-pressure goes all the way: the client stops, and what waits in between is bounded."""
     piece, size = b"\xff" * MIB, 64 * MIB
-    sink, server = await Sink.listen()
-    async with Stage(openai_upstream="http://127.0.0.1:%d" % server.sockets[0].getsockname()[1]) as stage:
+    sink, server, url = await Sink.listen()
+    async with Stage(openai_upstream=url) as stage:
         client, response = await upload_to_sink(stage, sink, ("content-length", str(size)))
         sink.transport.pause_reading()
         sent = 0

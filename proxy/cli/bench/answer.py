@@ -1,4 +1,4 @@
-"""Reads HTTP/1.1 responses of any gateway without keeping them: status, sizes, events, whether the connection goes on."""
+"""Reads HTTP/1.1 responses of any gateway without keeping them: status, sizes, events."""
 
 from __future__ import annotations
 

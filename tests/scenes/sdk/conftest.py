@@ -32,6 +32,13 @@ def sides() -> Iterator[Sides]:
         yield sides
 
 
+@pytest.fixture
+def unhurried_sides() -> Iterator[Sides]:
+    """The same with a proxy that leaves it to the caller's SDK to end its wait."""
+    with Sides(heed_patience=False) as sides:
+        yield sides
+
+
 @pytest.fixture(params=[BLOCKING, ASYNCHRONOUS])
 def kind(request: pytest.FixtureRequest) -> str:
     """Which of an SDK's two clients runs the program."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import re
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from hashlib import sha256
@@ -27,6 +28,7 @@ T = TypeVar("T")
 LIMIT_S = 30.0
 
 _WHEN = frozenset(("created", "created_at", "completed_at"))
+_WHEN_AS_TEXT = re.compile(rf'"({"|".join(sorted(_WHEN))})":[0-9]+')
 
 OF_THE_CONNECTION = frozenset(("connection", "date"))
 DROPPED = frozenset(("alt-svc", "server", "set-cookie", "via"))
@@ -200,7 +202,7 @@ def plain(value: Any) -> Any:
         return {key: None if key in _WHEN else plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple | set):
         return [plain(inner) for inner in value]
-    return value
+    return _WHEN_AS_TEXT.sub(r'"\1":null', value) if isinstance(value, str) else value
 
 
 def vendor_headers(headers: Mapping[str, str], *, also: frozenset[str] = frozenset()) -> dict[str, str]:

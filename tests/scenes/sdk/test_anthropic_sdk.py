@@ -13,7 +13,7 @@ import pytest
 from anthropic import Anthropic, AsyncAnthropic
 from pydantic import BaseModel
 
-from tests.scenes.sdk.conftest import BLOCKING
+from tests.scenes.sdk.conftest import ASYNCHRONOUS, BLOCKING
 from tests.scenes.sdk.sides import (
     OF_STREAMS,
     Eager,
@@ -36,6 +36,8 @@ TOOL: Any = {
 }
 ASKED: Any = {"model": MODEL, "max_tokens": 100, "messages": HELLO}
 ASKED_FOR_TOOL: Any = {"model": MODEL, "max_tokens": 100, "messages": USE_TOOL, "tools": [TOOL]}
+WAITS_BRIEFLY = {"x-stainless-read-timeout": "0.2"}
+"""What the SDK says of a short time-out, so that the proxy's answer need not race with one."""
 
 
 class Gate(BaseModel):
@@ -321,16 +323,32 @@ async def test_retries_succeed_after_the_same_number_of_calls(sides: Sides, kind
     assert sorted(outcome.calls.values()) == [2, 2]
 
 
-async def test_time_out_raises_the_same_exception_on_both_sides(sides: Sides, kind: str) -> None:
-    """A client that waits long enough gives up itself; the proxy does not get ahead of it."""
+async def test_time_out_raises_the_same_exception_where_the_proxy_leaves_it_to_the_sdk(
+    unhurried_sides: Sides, kind: str
+) -> None:
+    """With ``heed_patience`` off the SDK gives up by itself, with the proxy as without it."""
 
     async def program(sdk: Any) -> object:
-        return await sdk.messages.create(**{**ASKED, "model": f"{MODEL}?latency_ms=60000"}, timeout=0.3)
+        return await sdk.messages.create(**{**ASKED, "model": f"{MODEL}?latency_ms=60000"})
 
-    outcome = await run_both(sides, at(kind, program))
+    outcome = await run_both(unhurried_sides, at(kind, program, timeout=0.3))
 
     assert outcome.failure is not None
     assert outcome.failure["class"] == "anthropic.APITimeoutError"
+
+
+async def test_time_out_is_told_just_before_it_where_the_proxy_heeds_it(sides: Sides, kind: str) -> None:
+    """By default the SDK gets a 504 that it raises and repeats like its own time-out."""
+
+    async def program(sdk: Any) -> object:
+        asked = {**ASKED, "model": f"{MODEL}?latency_ms=60000"}
+        return await sdk.messages.create(**asked, extra_headers=WAITS_BRIEFLY)
+
+    outcome = await observe(sides.proxied, at(kind, program))
+
+    assert outcome.failure is not None
+    assert (outcome.failure["class"], outcome.failure["status_code"]) == ("anthropic.GatewayTimeoutError", 504)
+    assert outcome.failure["body"]["error"]["type"] == "timeout_error"
 
 
 async def test_retry_after_a_time_out_joins_the_call_that_is_still_running(sides: Sides) -> None:
@@ -340,7 +358,7 @@ async def test_retry_after_a_time_out_joins_the_call_that_is_still_running(sides
         return await sdk.messages.create(**{**ASKED, "model": f"{MODEL}?latency_ms=60000"})
 
     table = sides.app.table
-    asking = asyncio.ensure_future(observe(sides.proxied, at("asynchronous", program, max_retries=1, timeout=1.0)))
+    asking = asyncio.ensure_future(observe(sides.proxied, at(ASYNCHRONOUS, program, max_retries=1, timeout=1.0)))
     await asyncio.to_thread(sides.wait, lambda: table.lingers["joined"] == 1, "the retry joined the call")
     sides.advance(61)
     outcome = await asking
@@ -383,12 +401,16 @@ async def test_equal_streams_in_parallel_through_one_client_are_one_call(sides: 
         async with sdk.messages.stream(**fields) as events:
             return await events.get_final_message()
 
-    async with open_sdk("asynchronous", sides.proxied) as sdk:
+    async with open_sdk(ASYNCHRONOUS, sides.proxied) as sdk:
         asking = [asyncio.ensure_future(read(sdk)) for _ in range(20)]
-        await asyncio.to_thread(sides.wait, lambda: table.subscribers == 20, "all readers are attached")
+        await asyncio.to_thread(
+            sides.wait,
+            lambda: table.subscribers == 20 and sides.proxied.mock.in_flight,
+            "all readers are attached and their call has arrived",
+        )
         sides.advance(61)
         messages: list[Any] = await asyncio.gather(*asking)
-    direct = asyncio.ensure_future(observe(sides.direct, at("asynchronous", read)))
+    direct = asyncio.ensure_future(observe(sides.direct, at(ASYNCHRONOUS, read)))
     await asyncio.to_thread(sides.wait, lambda: sides.direct.mock.in_flight == 1, "the direct call arrived")
     sides.advance(61)
 

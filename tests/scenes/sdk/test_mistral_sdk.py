@@ -12,7 +12,7 @@ import pytest
 from mistralai.client import Mistral, errors
 from mistralai.client.utils import BackoffStrategy, RetryConfig
 
-from tests.scenes.sdk.conftest import BLOCKING
+from tests.scenes.sdk.conftest import ASYNCHRONOUS, BLOCKING
 from tests.scenes.sdk.sides import Eager, Program, Side, Sides, observe, resolve, run_both, vendor_headers
 
 KEY = "sk-test-aaaaaaaaaaaaaaaaaaaaaaaa"
@@ -255,9 +255,13 @@ async def test_equal_calls_in_parallel_through_one_client_are_one_call(sides: Si
     table = sides.app.table
     fields: Any = {**ASKED, "model": f"{MODEL}?latency_ms=60000"}
 
-    async with open_sdk("asynchronous", sides.proxied) as sdk:
+    async with open_sdk(ASYNCHRONOUS, sides.proxied) as sdk:
         asking = [asyncio.ensure_future(sdk.chat.complete_async(**fields)) for _ in range(20)]
-        await asyncio.to_thread(sides.wait, lambda: table.subscribers == 20, "all callers are attached")
+        await asyncio.to_thread(
+            sides.wait,
+            lambda: table.subscribers == 20 and sides.proxied.mock.in_flight,
+            "all callers are attached and their call has arrived",
+        )
         sides.advance(61)
         answers = await asyncio.gather(*asking)
 

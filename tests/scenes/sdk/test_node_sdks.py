@@ -15,7 +15,7 @@ from tests.scenes.sdk.installed import INSTALL_S, node_packages
 from tests.scenes.sdk.sides import Side, Sides, plain
 
 HERE = Path(__file__).with_name("node")
-OLDEST_NODE = 20
+OLDEST_NODE = 18
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(INSTALL_S + 120)]
 
@@ -53,8 +53,11 @@ def run_program(node: str, script: Path, vendor: str, side: Side) -> dict[str, A
 
 
 @pytest.mark.parametrize("vendor", RAISED)
-def test_node_sdk_sees_the_same_on_both_sides(sides: Sides, node: str, tmp_path: Path, vendor: str) -> None:
+def test_node_sdk_sees_the_same_on_both_sides(
+    unhurried_sides: Sides, node: str, tmp_path: Path, vendor: str
+) -> None:
     """Values, exceptions and the number of calls are equal, step by step."""
+    sides = unhurried_sides
     packages = node_packages(HERE / "package.json")
     script = tmp_path / "program.mjs"
     shutil.copy(HERE / "program.mjs", script)

@@ -48,8 +48,9 @@ def run_program(packages: Path, vendor: str, side: Side) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("requirement", ["openai==1.109.1", "openai==2.20.0", "anthropic==0.125.0"])
-def test_older_major_sees_the_same_on_both_sides(sides: Sides, requirement: str) -> None:
+def test_older_major_sees_the_same_on_both_sides(unhurried_sides: Sides, requirement: str) -> None:
     """Values, exceptions and the number of calls are equal, step by step."""
+    sides = unhurried_sides
     vendor, _, version = requirement.partition("==")
     packages = python_packages(requirement)
 

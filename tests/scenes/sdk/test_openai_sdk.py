@@ -13,7 +13,7 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 from pydantic import BaseModel
 
-from tests.scenes.sdk.conftest import BLOCKING
+from tests.scenes.sdk.conftest import ASYNCHRONOUS, BLOCKING
 from tests.scenes.sdk.sides import (
     ADDED,
     DROPPED,
@@ -46,6 +46,8 @@ TOOL: Any = {
 }
 FLAT_TOOL: Any = {"type": "function", **TOOL["function"]}
 QUICK = "retry_after_s=0.001"
+WAITS_BRIEFLY = {"x-stainless-read-timeout": "0.2"}
+"""What the SDK says of a short time-out, so that the proxy's answer need not race with one."""
 
 
 class Gate(BaseModel):
@@ -334,7 +336,7 @@ async def test_headers_differ_by_the_named_ones_only(sides: Sides) -> None:
     """The proxy drops what describes the vendor's edge, adds what describes itself, and changes nothing else."""
     seen = {}
     for side in sides:
-        async with open_sdk("asynchronous", side) as sdk:
+        async with open_sdk(ASYNCHRONOUS, side) as sdk:
             raw = await sdk.chat.completions.with_raw_response.create(model=MODEL, messages=HELLO)
             seen[side.name] = {name.lower(): value for name, value in raw.headers.items()}
     direct, proxied = seen["direct"], seen["proxied"]
@@ -466,7 +468,7 @@ async def test_call_that_breaks_before_its_answer_is_whole_raises_on_both_sides(
 # --- retries and time-outs ---
 
 
-async def test_retries_succeed_after_the_same_number_of_calls(sides: Sides, kind: str) -> None:
+async def test_retries_succeed_after_the_same_number_of_calls(sides: Sides) -> None:
     """429 with retry-after, then an answer; two 503s, then an answer: the SDK repeats its calls as often as without
     the proxy."""
 
@@ -478,7 +480,7 @@ async def test_retries_succeed_after_the_same_number_of_calls(sides: Sides, kind
             await sdk.chat.completions.create(model=failing, messages=HELLO),
         ]
 
-    outcome = await run_both(sides, at(kind, program, max_retries=2))
+    outcome = await run_both(sides, at(BLOCKING, program, max_retries=2))
 
     assert outcome.failure is None
     assert sorted(outcome.calls.values()) == [2, 3]
@@ -491,7 +493,7 @@ async def test_call_that_fails_once_is_repeated_once_on_both_sides(sides: Sides,
     async def program(sdk: Any) -> object:
         return await sdk.chat.completions.create(model=f"{MODEL}?fault={fault}&fail_first=1", messages=HELLO)
 
-    outcome = await run_both(sides, at("asynchronous", program, max_retries=1))
+    outcome = await run_both(sides, at(ASYNCHRONOUS, program, max_retries=1))
 
     assert (outcome.failure, list(outcome.calls.values())) == (None, [2])
 
@@ -502,44 +504,63 @@ async def test_retries_that_are_used_up_raise_the_last_error(sides: Sides) -> No
     async def program(sdk: Any) -> object:
         return await sdk.chat.completions.create(model=f"{MODEL}?fault=429&{QUICK}", messages=HELLO)
 
-    outcome = await run_both(sides, at("asynchronous", program, max_retries=1))
+    outcome = await run_both(sides, at(ASYNCHRONOUS, program, max_retries=1))
 
     assert outcome.failure is not None
     assert outcome.failure["class"] == "openai.RateLimitError"
     assert list(outcome.calls.values()) == [2]
 
 
-async def test_time_out_raises_the_same_exception_on_both_sides(sides: Sides, kind: str) -> None:
-    """A client that waits long enough gives up itself; the proxy does not get ahead of it."""
+async def test_time_out_raises_the_same_exception_where_the_proxy_leaves_it_to_the_sdk(
+    unhurried_sides: Sides, kind: str
+) -> None:
+    """With ``heed_patience`` off the SDK gives up by itself, with the proxy as without it."""
 
     async def program(sdk: Any) -> object:
-        return await sdk.chat.completions.create(model=f"{MODEL}?latency_ms=60000", messages=HELLO, timeout=0.3)
+        return await sdk.chat.completions.create(model=f"{MODEL}?latency_ms=60000", messages=HELLO)
 
-    outcome = await run_both(sides, at(kind, program))
+    outcome = await run_both(unhurried_sides, at(kind, program, timeout=0.3))
 
     assert outcome.failure is not None
     assert outcome.failure["class"] == "openai.APITimeoutError"
 
 
-async def test_retry_after_a_time_out_joins_the_call_that_is_still_running(sides: Sides, kind: str) -> None:
+async def test_time_out_is_told_just_before_it_where_the_proxy_heeds_it(sides: Sides, kind: str) -> None:
+    """By default the SDK gets a 504 that it raises and repeats like its own time-out."""
+
+    async def program(sdk: Any) -> object:
+        return await sdk.chat.completions.create(
+            model=f"{MODEL}?latency_ms=60000", messages=HELLO, extra_headers=WAITS_BRIEFLY
+        )
+
+    outcome = await observe(sides.proxied, at(kind, program))
+
+    assert outcome.failure is not None
+    assert (outcome.failure["class"], outcome.failure["status_code"]) == ("openai.InternalServerError", 504)
+    assert outcome.failure["code"] == "caller_deadline"
+
+
+@pytest.mark.parametrize(("kind", "heeds"), [(BLOCKING, True), (ASYNCHRONOUS, False)])
+async def test_retry_after_a_time_out_joins_the_call_that_is_still_running(kind: str, heeds: bool) -> None:
     """Directly every attempt is a call of its own; through the proxy the second one gets the answer of the first."""
 
     async def program(sdk: Any) -> object:
         return await sdk.chat.completions.create(model=f"{MODEL}?latency_ms=60000", messages=HELLO)
 
-    table = sides.app.table
-    direct = await observe(sides.direct, at(kind, program, max_retries=1, timeout=0.2))
-    asking = asyncio.ensure_future(
-        asyncio.to_thread(asyncio.run, observe(sides.proxied, at(kind, program, max_retries=1, timeout=1.0)))
-    )
-    await asyncio.to_thread(sides.wait, lambda: table.lingers["joined"] == 1, "the retry joined the call")
-    sides.advance(61)
-    proxied = await asking
+    with Sides(heed_patience=heeds) as sides:
+        table = sides.app.table
+        direct = await observe(sides.direct, at(kind, program, max_retries=1, timeout=0.2))
+        asking = asyncio.ensure_future(
+            asyncio.to_thread(asyncio.run, observe(sides.proxied, at(kind, program, max_retries=1, timeout=1.0)))
+        )
+        await asyncio.to_thread(sides.wait, lambda: table.lingers["joined"] == 1, "the retry joined the call")
+        sides.advance(61)
+        proxied = await asking
 
-    assert direct.failure is not None
-    assert (list(direct.calls.values()), direct.failure["class"]) == ([2], "openai.APITimeoutError")
-    assert (list(proxied.calls.values()), proxied.failure) == ([1], None)
-    assert proxied.value["choices"][0]["finish_reason"] == "stop"
+        assert direct.failure is not None
+        assert (list(direct.calls.values()), direct.failure["class"]) == ([2], "openai.APITimeoutError")
+        assert (list(proxied.calls.values()), proxied.failure) == ([1], None)
+        assert proxied.value["choices"][0]["finish_reason"] == "stop"
 
 
 # --- connections and many callers at once ---
@@ -583,7 +604,7 @@ async def test_different_calls_in_parallel_through_one_client_keep_their_answers
     async def program(sdk: Any) -> object:
         return await asyncio.gather(*(ask(sdk, number) for number in range(40)))
 
-    outcome = await run_both(sides, at("asynchronous", program))
+    outcome = await run_both(sides, at(ASYNCHRONOUS, program))
 
     assert outcome.failure is None
     assert len(set(outcome.value)) == len(outcome.calls) == 40
@@ -593,13 +614,17 @@ async def test_equal_calls_in_parallel_through_one_client_are_one_call(sides: Si
     """Twenty callers get the answer of one upstream call, and it is the direct one."""
     table = sides.app.table
 
-    async with open_sdk("asynchronous", sides.proxied) as sdk:
+    async with open_sdk(ASYNCHRONOUS, sides.proxied) as sdk:
         fields: Any = {"model": f"{MODEL}?latency_ms=60000", "messages": HELLO}
         asking = [asyncio.ensure_future(sdk.chat.completions.create(**fields)) for _ in range(20)]
-        await asyncio.to_thread(sides.wait, lambda: table.subscribers == 20, "all callers are attached")
+        await asyncio.to_thread(
+            sides.wait,
+            lambda: table.subscribers == 20 and sides.proxied.mock.in_flight,
+            "all callers are attached and their call has arrived",
+        )
         sides.advance(61)
         answers = await asyncio.gather(*asking)
-    direct = await observe(sides.direct, at("asynchronous", ask_whole))
+    direct = await observe(sides.direct, at(ASYNCHRONOUS, ask_whole))
 
     assert len({answer.id for answer in answers}) == 1
     assert sides.proxied.mock.calls == 1

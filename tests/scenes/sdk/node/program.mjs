@@ -5,7 +5,10 @@
 // Prints one JSON object: for each step what it returned or raised. The packages are found beside the copy of this
 // file that the test runs. Moments are left in; the reader ignores them.
 
+import { File } from "node:buffer";
 import { createHash } from "node:crypto";
+
+globalThis.File ??= File; // Node 18 has it here only, and the SDKs look for it there
 
 const [vendor, url] = process.argv.slice(2);
 const apiKey = "sk-test-aaaaaaaaaaaaaaaaaaaaaaaa";

@@ -1,0 +1,1 @@
+"""Benchmarks of the proxy beside its peers. `README.md` tells the method, ``python -m loadtests`` runs them."""

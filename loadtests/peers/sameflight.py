@@ -1,0 +1,28 @@
+"""This proxy as it comes: every default on, the access log written, one process."""
+
+from __future__ import annotations
+
+from loadtests.peers.base import Running, Setup
+from loadtests.process import Child, free_port, run_python
+
+
+def start(setup: Setup) -> Running:
+    port, admin_port = free_port(), free_port()
+    command = run_python(
+        "proxy",
+        "serve",
+        *("--port", str(port), "--admin-port", str(admin_port)),
+        *("--openai-upstream", setup.upstream_url, "--ca-file", setup.ca_file),
+        *("--state-dir", str(setup.folder / "state")),
+        # Ten thousand callers of one credential are the scenario, not an abuse.
+        *("--max-flights-per-scope", "20000", "--pool-max-connections", "20000", "--max-flights", "20000"),
+    )
+    child = Child("sameflight", command, setup.core, setup.folder / "sameflight.log")
+    child.start()
+    try:
+        child.wait_for(port)
+    except RuntimeError:
+        child.stop()
+        raise
+    headers = ("x-sameflight-cache: on",) if setup.caches else ()
+    return Running("sameflight", port, child, admin_port, headers)

@@ -1,0 +1,40 @@
+"""What is measured, one file each: ``ABOUT`` says it in a sentence, ``run`` does it on a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from loadtests.scenarios import (
+    cold_start,
+    distinct,
+    herd,
+    hot_hit,
+    large_bodies,
+    many_readers,
+    overload,
+    slow_readers,
+    soak,
+    stream_relay,
+    tls_upstream,
+    zipf,
+)
+from loadtests.stage import Stage
+
+
+class Scenario(NamedTuple):
+    """One file of this folder."""
+
+    about: str
+    run: Callable[[Stage], None]
+
+
+_MODULES = (
+    cold_start, distinct, hot_hit, herd, zipf, stream_relay, many_readers, slow_readers, tls_upstream, large_bodies,
+    overload, soak,
+)  # fmt: skip
+
+SCENARIOS: dict[str, Scenario] = {
+    module.__name__.rpartition(".")[2]: Scenario(module.ABOUT, module.run) for module in _MODULES
+}
+"""In the order in which they run."""

@@ -144,6 +144,7 @@ class App:
     async def start(self) -> None:
         """Listen. Raises ``OSError`` when an address cannot be had."""
         settings, loop = self.settings, asyncio.get_running_loop()
+        self.transport.prepare({provider.scheme for provider in self.catalogs.current.providers.values()})
         self.janitor.start()
         self._stack.callback(self.janitor.stop)
         self._stack.push_async_callback(self.shared.close)
@@ -235,8 +236,8 @@ class App:
             self.reload()
 
     def reload(self) -> None:
-        """Read the catalog file again, off the loop; a bad one changes nothing. While it is being read it is read once
-        more afterwards, however often it is asked for: what was asked for may have come too late."""
+        """Read the catalog file again, off the loop; a bad one changes nothing. Asked for while it is being read, it
+        is read once more afterwards: what is being read may be older than the wish."""
         self._reload_wanted = True
         if self._reloading is None or self._reloading.done():
             self._reloading = asyncio.get_running_loop().create_task(self._reload())

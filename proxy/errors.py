@@ -74,7 +74,7 @@ class Kind(Enum):
     UPSTREAM_UNREACHABLE = Row(502, "upstream_unreachable", "api_error", "api_error", _U, True, "warning")
     UPSTREAM_TLS = Row(502, "upstream_tls", "api_error", "api_error", _U, False, "error")
     UPSTREAM_RESET = Row(502, "upstream_reset", "api_error", "api_error", _U, None, "warning")
-    UPSTREAM_BAD_RESPONSE = Row(502, "upstream_bad_response", "api_error", "api_error", _U, False, "warning")
+    UPSTREAM_BAD_RESPONSE = Row(502, "upstream_bad_response", "api_error", "api_error", _U, None, "warning")
     UPSTREAM_TOO_LARGE = Row(502, "upstream_response_too_large", "api_error", "api_error", _U, False, "warning")
     UPSTREAM_TIMEOUT = Row(504, "upstream_timeout", "timeout_error", "timeout_error", _U, False, "warning")
     PATIENCE = Row(504, "caller_deadline", "timeout_error", "timeout_error", _U, None, "warning")

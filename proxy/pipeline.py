@@ -229,8 +229,10 @@ class Pipeline:
             self._idempotency.record(plan.idempotency, plan.idempotency_print, subscription.flight)
         exchange.subscription = subscription
         exchange.joined_at = self._clock.now()
+        exchange.call = None  # all that matters of it is in the plan
         if not subscription.leads:
             exchange.role = "follower"
+            exchange.body = subscription.flight.work.body  # equal, by its key: a thousand callers hold one prompt
         else:
             exchange.role = "leader" if subscription.flight.mapped else "alone"
         controls = exchange.controls

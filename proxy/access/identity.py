@@ -52,6 +52,8 @@ class Identity:
         credential: HeaderList = [(name, value)] if name else []
         if not own and (configured := keys.provider_key(provider)):
             credential = [_provider_header(provider, name, configured)]
+        else:
+            own = True  # there is nothing but what the caller brought, and be it a placeholder
         presented = digest16(self._secret, b"scope", b"%b\0%b\0%b" % (provider.encode(), name, value))
         used = digest16(self._secret, b"credential", credential[0][1] if credential else b"")
         return Principal(

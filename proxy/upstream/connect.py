@@ -37,6 +37,14 @@ class ResumingContext(ssl.SSLContext):
 
     # Written by `wrap_bio` (order) and `remember`; at most _HOSTS_WITH_SESSIONS entries, least recently used go.
     sessions: OrderedDict[str, ssl.SSLSession]
+    trusts_system = False
+
+    def trust_system(self) -> None:
+        """Read the system's authorities (``SSL_CERT_FILE`` honoured), once. It takes 40 ms, so that a process that only
+        has plain upstreams does without; one that has others does it at start, or at the latest here."""
+        if not self.trusts_system:
+            self.trusts_system = True
+            self.load_default_certs(ssl.Purpose.SERVER_AUTH)
 
     def wrap_bio(
         self,
@@ -46,6 +54,7 @@ class ResumingContext(ssl.SSLContext):
         server_hostname: str | bytes | None = None,
         session: ssl.SSLSession | None = None,
     ) -> ssl.SSLObject:
+        self.trust_system()
         if session is None and isinstance(server_hostname, str) and server_hostname in self.sessions:
             self.sessions.move_to_end(server_hostname)
             session = self.sessions[server_hostname]
@@ -65,14 +74,13 @@ class ResumingContext(ssl.SSLContext):
 
 
 def make_tls_context(ca_file: str | None = None) -> ResumingContext:
-    """The system's trust (``SSL_CERT_FILE`` honoured), plus ``ca_file``; TLS 1.2 or later, HTTP/1.1 by ALPN.
+    """The system's trust (read when it is needed), plus ``ca_file``; TLS 1.2 or later, HTTP/1.1 by ALPN.
 
     Raises ``OSError`` if ``ca_file`` cannot be read or holds no certificate.
     """
     context = ResumingContext(ssl.PROTOCOL_TLS_CLIENT)
     context.sessions = OrderedDict()
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_default_certs(ssl.Purpose.SERVER_AUTH)
     if ca_file is not None:
         context.load_verify_locations(ca_file)
     context.set_alpn_protocols(["http/1.1"])

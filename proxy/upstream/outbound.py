@@ -3,7 +3,7 @@ WebSockets. The latter is only made when it is first needed: most processes neve
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from proxy.clock import Clock, Deadlines
@@ -63,6 +63,11 @@ class Outbound:
                 limit=self._limits.max_connections,
             )
         return self._session
+
+    def prepare(self, schemes: Iterable[str]) -> None:
+        """Do now what the first call to an upstream of these schemes would have to wait for."""
+        if "https" in schemes:
+            self._tls.trust_system()
 
     @property
     def dns_stale_used(self) -> int:

@@ -371,13 +371,9 @@ def _explain(error: BaseException, *, connected: bool) -> ProxyError:
     if not connected and isinstance(error, (aiohttp.ClientConnectionError, OSError)):
         return faults.unreachable("unreachable", repr(error))
     if isinstance(error, aiohttp.ClientPayloadError):
-        return _explain_payload(error)
+        return faults.reset("truncated", repr(error))
     if isinstance(error, aiohttp.ClientResponseError):
         return faults.bad_response("garbage", error.message)
     if isinstance(error, (aiohttp.ClientConnectionError, OSError)):
         return faults.reset("reset", repr(error))
     return faults.malformed_request(repr(error))
-
-
-def _explain_payload(error: aiohttp.ClientPayloadError) -> ProxyError:
-    return faults.reset("truncated", repr(error))

@@ -160,7 +160,7 @@ class WireConnection(asyncio.Protocol):
             self._unsent_bytes = len(body)
             self._transport.writelines((head, body))
         at = now + patience.first_byte_s
-        self._watch(at if at < self._total_at else self._total_at)
+        self._watch(min(self._total_at, at))
         receiver.on_start(hold)
         return waiter
 
@@ -191,8 +191,7 @@ class WireConnection(asyncio.Protocol):
         self._watch(min(self._sent_at + self._patience.first_byte_s, self._total_at))
 
     def _on_upload_done(self, task: asyncio.Task[None]) -> None:
-        error = None if task.cancelled() else task.exception()
-        if error is not None and self._uploading:
+        if not task.cancelled() and (error := task.exception()) is not None and self._uploading:
             self._fail(error)
 
     def leave(self, waiter: asyncio.Future[None]) -> None:

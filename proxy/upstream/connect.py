@@ -40,8 +40,8 @@ class ResumingContext(ssl.SSLContext):
     trusts_system = False
 
     def trust_system(self) -> None:
-        """Read the system's authorities (``SSL_CERT_FILE`` honoured), once. It takes 40 ms, so that a process that only
-        has plain upstreams does without; one that has others does it at start, or at the latest here."""
+        """Read the system's authorities (``SSL_CERT_FILE`` honoured), once. It takes 40 ms: a process that has plain
+        upstreams only does without, one that has others does it at start."""
         if not self.trusts_system:
             self.trusts_system = True
             self.load_default_certs(ssl.Purpose.SERVER_AUTH)

@@ -13,6 +13,7 @@ from proxy.errors import Kind, ProxyError, Retry
 from proxy.protocol.message import ResponseHead
 from proxy.upstream.base import Control, Origin, UpstreamRequest
 from proxy.upstream.pool import Limits
+from proxy.upstream.wire import Hold
 from tests.fakes.clock import FrozenClock
 from tests.fakes.gates import Gate, run_ticks, wait_until, within
 from tests.fakes.receiver import HandFedBody, Recorder
@@ -561,6 +562,35 @@ async def test_exchange_cancelled_after_its_answer_leaves_the_connection_alone(r
         pool = rig.pool()
         assert (pool["busy"], pool["opening"]) == (0, 0)
         assert (await rig.ask(server.origin)).ended
+
+
+@pytest.mark.parametrize("event", ["data", "end"])
+async def test_bytes_that_come_in_the_tick_of_a_cancellation_are_not_delivered(rig: WireRig, event: str) -> None:
+    """Between ``cancel`` and the task's last step the loop may still read; the receiver has left by then."""
+    never = Gate("never")
+    async with WireServer(served(Wait(never))) as server:
+        recorder = Recorder()
+        exchange = rig.begin(server.origin, recorder=recorder)
+        await never.reached()
+        assert isinstance(recorder.control, Hold)
+        connection = recorder.control.connection
+        assert connection is not None
+        exchange.cancel()
+        if event == "data":
+            connection.data_received(answer(b"late"))
+        else:
+            connection.eof_received()
+        assert (recorder.reads, connection.closed, rig.pool()) == ([], True, EMPTY)
+        await asyncio.gather(exchange, return_exceptions=True)
+        await server.cut(1)
+
+
+async def test_pause_during_the_last_read_does_not_stop_the_connection(rig: WireRig) -> None:
+    """The next exchange on it reads as usual."""
+    async with WireServer() as server:
+        await rig.ask(server.origin, recorder=Recorder(lambda recorder: recorder.pause()))
+        assert (await rig.ask(server.origin)).body == b"ok"
+        assert server.opened == 1
 
 
 async def test_receiver_that_fails_loses_its_connection_and_nothing_else(rig: WireRig) -> None:

@@ -107,9 +107,10 @@ def test_answer_to_head_with_a_body_makes_the_connection_unfit(tail: bytes) -> N
     assert (body, reader.ended, reader.surplus, reader.reusable) == (b"", True, True, False)
 
 
-def test_chunked_answer_to_head_with_a_chunk_makes_the_connection_unfit() -> None:
-    """The same, where the surplus looks like a chunk."""
-    reader, _, body = read(CHUNKED + chunk(b"abc"), is_head=True)
+@pytest.mark.parametrize("tail", [chunk(b"abc"), b"3"])
+def test_chunked_answer_to_head_with_a_chunk_makes_the_connection_unfit(tail: bytes) -> None:
+    """The same, where the surplus looks like a chunk or the beginning of one."""
+    reader, _, body = read(CHUNKED + tail, is_head=True)
     assert (body, reader.surplus, reader.reusable) == (b"", True, False)
 
 
@@ -167,6 +168,12 @@ def test_doubtful_response_is_refused_however_it_is_split(raw: bytes) -> None:
     """No guess is made about a message with more than one meaning."""
     assert refusal(raw).kind is Kind.UPSTREAM_BAD_RESPONSE
     assert refusal(*[bytes([byte]) for byte in raw]).kind is Kind.UPSTREAM_BAD_RESPONSE
+
+
+@pytest.mark.parametrize("name", ["switching protocols", "switching without upgrade"])
+def test_switching_protocols_is_named(name: str) -> None:
+    """Nobody asked for it, so somebody will want to know who did it."""
+    assert refusal(DOUBTFUL[name]).why == "switching_protocols"
 
 
 BOMBS = {

@@ -43,13 +43,13 @@ class Scale:
     enough before its requests are."""
     soak_s: float
     limit_s: float
-    """After this time no further round is begun, and no further scenario."""
+    """After this time no further scenario is begun; after a scenario's share of it, none of its further rounds."""
 
     def choose(self, quick: T, full: T) -> T:
         return quick if self.quick else full
 
 
-QUICK = Scale(quick=True, rounds=2, requests=20_000, closed_s=3.0, soak_s=12.0, limit_s=250.0)
+QUICK = Scale(quick=True, rounds=2, requests=20_000, closed_s=3.0, soak_s=12.0, limit_s=240.0)
 FULL = Scale(quick=False, rounds=5, requests=60_000, closed_s=60.0, soak_s=1800.0, limit_s=math.inf)
 
 
@@ -99,18 +99,24 @@ class Stage:
         self._number = 0
         self._folders = 0
         self._began_at = time.monotonic()
+        self._due_s = math.inf
 
     def rounds(self, most: int | None = None) -> Iterator[int]:
         """The rounds of one variant: at least one, and no further one when time is up."""
         for number in range(self.scale.rounds if most is None else most):
-            if number and self.is_late:
-                self.note("fewer rounds, as time was up")
+            if number and time.monotonic() - self._began_at > self._due_s:
+                self.note("fewer rounds, as time was short")
                 return
             yield number
 
-    @property
-    def is_late(self) -> bool:
-        return time.monotonic() - self._began_at > self.scale.limit_s
+    def enter(self, scenario: str, share: float) -> bool:
+        """Begin a scenario; ``share`` of the whole time may be over at its end. ``False`` if time is up already."""
+        self.scenario = scenario
+        self._due_s = share * self.scale.limit_s
+        if time.monotonic() - self._began_at > self.scale.limit_s:
+            self.note("left out, as time was up")
+            return False
+        return True
 
     # -- processes -------------------------------------------------------------------------------------------
 

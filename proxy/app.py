@@ -193,6 +193,9 @@ class App:
         self.table.shut(ProxyError(Kind.DRAINING, "The proxy has stopped."))
         await asyncio.wait_for(self.runner.wait(), 5.0)
         await self.server.shutdown(0.1)
+        self._reload_wanted = False
+        if self._reloading is not None:
+            await asyncio.wait((self._reloading,), timeout=1.0)
         if self._listener is not None:  # else the socket there is somebody else's
             _remove(self.settings.unix_socket)
         await self._stack.aclose()

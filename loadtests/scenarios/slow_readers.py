@@ -9,7 +9,9 @@ from loadtests.peers import Running
 from loadtests.stage import Stage, Upstream, Watch
 
 ABOUT = "n readers of large streams (2 MB) that stop reading, beside 200 other requests a second."
-_SETTLE_S = 3.0
+_SETTLE_S = 2.0
+_GATHER_S = 60.0
+"""How long it may take until all of them are connected."""
 
 
 def run(stage: Stage) -> None:
@@ -26,7 +28,7 @@ def _stall(stage: Stage, peer: Running, upstream: Upstream, size: int) -> None:
     variant = f"{size:,} stalled"
     seconds = stage.scale.choose(3.0, 20.0)
     others = Spec("open", 0, connections=64, rate=200.0, requests=int(200 * seconds))
-    stalled = Spec("stalled", 0, connections=size, requests=size, seconds=seconds + 2 * _SETTLE_S + 4.0, stream=True)
+    stalled = Spec("stalled", 0, connections=size, requests=size, seconds=seconds + _SETTLE_S + 3.0, stream=True)
     stage.describe(variant, stalled)
     stage.drive(stage.aim(others, peer))
     before = stage.drive(stage.aim(others, peer))
@@ -35,7 +37,7 @@ def _stall(stage: Stage, peer: Running, upstream: Upstream, size: int) -> None:
     readers = stage.begin(stage.aim(stalled, peer))
     try:
         with Watch(peer.child) as watch:
-            time.sleep(_SETTLE_S + size / 5000)
+            _gather(peer, size)
             beside = stage.drive(stage.aim(others, peer))
             result = readers.end()
     except BaseException:
@@ -52,3 +54,12 @@ def _stall(stage: Stage, peer: Running, upstream: Upstream, size: int) -> None:
         "others_failed": beside.figures["failed"],
     }
     stage.record(variant, peer.name, 0, figures)
+
+
+def _gather(peer: Running, size: int) -> None:
+    """Until all readers are connected, and a moment longer. What others feel then is not the crowd's arrival."""
+    assert peer.child is not None
+    until = time.monotonic() + _GATHER_S
+    while peer.child.open_files() < size and time.monotonic() < until:
+        time.sleep(0.05)
+    time.sleep(_SETTLE_S)

@@ -98,7 +98,7 @@ class WireTransport:
 
     async def _open(self, pool: OriginPool, patience: Patience, started_at: float, *, fresh: bool) -> WireConnection:
         """A connection for one exchange: a new one, or (unless ``fresh``) one that became free while queueing."""
-        if self._refusing:
+        if self._refusing and not fresh:  # a retry belongs to an exchange that was accepted before
             raise faults.draining()
         total_at = started_at + patience.total_s
         connection = await pool.reserve(self._clock.now(), total_at, fresh=fresh)

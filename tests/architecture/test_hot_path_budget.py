@@ -468,7 +468,7 @@ class Work(NamedTuple):
     peak_bytes: int
 
 
-# About a tenth above what Python 3.11 needs (146, 96 and 107 calls); newer versions inline some of them. A hit is more
+# About a tenth above what Python 3.11 needs (146, 96 and 107 calls); newer versions inline some. A hit is more
 # than the others because it goes on to its end: the answer's head, the account, the access line.
 BUDGETS = {"hit": Work(160, 14_000), "follower": Work(106, 7_000), "leader": Work(118, 7_000)}
 

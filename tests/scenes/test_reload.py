@@ -464,3 +464,17 @@ async def test_a_keep_alive_connection_lives_through_a_reload(stage: Reloadable)
         statuses.append((await response.read_end()).header("cache-status"))
 
     assert statuses == ["sameflight; fwd=miss", "sameflight; fwd=bypass"]
+
+
+async def test_a_reload_under_way_does_not_outlive_the_proxy(tmp_path: Path, frozen_clock: FrozenClock) -> None:
+    """Asked for in the very moment of the end, it is over when the proxy is."""
+    path = tmp_path / "catalog.yaml"
+    path.write_text("{}\n", "utf-8")
+    async with Reloadable(path, frozen_clock) as stage:
+        stage.write(rule("share: off"))
+        stage.app.reload()
+        task = stage.app._reloading
+
+    assert task is not None
+    assert task.done()
+    assert stage.generation == 2

@@ -6,7 +6,7 @@ What only a transport that keeps connections does is in ``unit/upstream/test_cli
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
 
@@ -42,6 +42,15 @@ async def rig(request: pytest.FixtureRequest, frozen_clock: FrozenClock) -> Asyn
     made = WireRig(frozen_clock, caps=ROOMY) if request.param == "wire" else SessionRig(frozen_clock, caps=ROOMY)
     yield made
     await made.transport.close()
+
+
+async def settles(read: Callable[[], int]) -> None:
+    """Until the kernel's buffers are full and the number stands still."""
+    seen, still = -1, 0
+    while still < 3:
+        await run_ticks(500)
+        still = still + 1 if read() == seen else 0
+        seen = read()
 
 
 async def answered(rig: Rig, raw: bytes | Sequence[bytes], method: str = "POST", *, ends: bool = False) -> Recorder:
@@ -171,10 +180,7 @@ async def test_upload_waits_while_the_upstream_does_not_read(rig: Rig) -> None:
         body.feed(*[piece] * 80, b"")
         exchange = rig.begin(server.origin, body)
         await listens.reached()
-        seen = -1
-        while seen != body.reads:
-            seen = body.reads
-            await run_ticks(50)
+        await settles(lambda: body.reads)
         assert body.reads < 70
         listens.open()
         await wait_until(lambda: body.reads == 81, "the whole body was asked for")
@@ -485,10 +491,7 @@ async def test_upload_that_the_upstream_does_not_take_runs_into_the_idle_deadlin
         body = HandFedBody().feed(*[piece] * 50, b"")
         exchange = rig.begin(server.origin, body)
         await never.reached()
-        seen = -1
-        while seen != body.reads:
-            seen = body.reads
-            await run_ticks(50)
+        await settles(lambda: body.reads)
         assert await timed_out(rig, exchange, PATIENCE.idle_s) == "idle"
 
 
@@ -512,10 +515,7 @@ async def test_paused_receiver_stops_the_upstream_and_resuming_delivers_the_rest
         recorder = Recorder(pause_once)
         exchange = rig.begin(server.origin, recorder=recorder)
         await wait_until(lambda: paused_at, "the receiver paused")
-        step = -1
-        while server.wires[0].step != step:
-            step = server.wires[0].step
-            await run_ticks(100)
+        await settles(lambda: server.wires[0].step)
         assert len(recorder.reads) <= paused_at[0] + 1
         assert done.arrivals == 0
         rig.advance(100.0)

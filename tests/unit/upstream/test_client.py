@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import cast
 
 import pytest
@@ -13,7 +13,7 @@ from proxy.errors import Kind, ProxyError, Retry
 from proxy.protocol.message import ResponseHead
 from proxy.upstream.base import Control, Origin, UpstreamRequest
 from proxy.upstream.pool import Limits
-from proxy.upstream.wire import Hold
+from proxy.upstream.wire import Hold, WireConnection
 from tests.fakes.clock import FrozenClock
 from tests.fakes.gates import Gate, run_ticks, wait_until, within
 from tests.fakes.receiver import HandFedBody, Recorder
@@ -65,9 +65,10 @@ async def test_connection_used_last_is_used_first(rig: WireRig) -> None:
     async with WireServer(*timelines) as server:
         exchanges = [rig.begin(server.origin) for _ in gates]
         await server.seen(2)
-        for number in (1, 0):
-            gates[number].open()
-            await exchanges[number]
+        gates[1].open()
+        await asyncio.wait(exchanges, return_when=asyncio.FIRST_COMPLETED)
+        gates[0].open()
+        await asyncio.gather(*exchanges)
         for _ in range(3):
             await rig.ask(server.origin)
         assert [request.connection for request in server.requests[2:]] == [1, 1, 1]
@@ -153,6 +154,25 @@ async def test_answer_that_overtakes_its_request_is_counted_and_ends_the_connect
         recorder = await rig.ask(server.origin, HandFedBody(100).feed(b"abc"))
         assert (recorder.head.status, rig.counts.early_answers, rig.pool()) == (413, 1, EMPTY)
         await server.cut(1)
+
+
+async def test_body_is_not_read_any_more_when_the_exchange_has_returned(rig: WireRig) -> None:
+    """Whoever owns the source may close it then."""
+
+    class Slow:
+        length = None
+        left = False
+
+        async def read(self) -> bytes:
+            try:
+                return await asyncio.get_running_loop().create_future()
+            finally:
+                self.left = True
+
+    source = Slow()
+    async with WireServer([READ_HEAD, Write(answer(b"no", "413 Too Large"))]) as server:
+        await rig.ask(server.origin, source)
+        assert source.left
 
 
 async def test_answer_that_overtakes_a_large_body_ends_the_connection(rig: WireRig) -> None:
@@ -253,11 +273,11 @@ async def test_streamed_body_is_not_sent_twice(rig: WireRig) -> None:
 
 
 async def test_exchanges_above_the_bound_wait_in_line(frozen_clock: FrozenClock) -> None:
-    """Two connections carry six exchanges, in order of arrival."""
+    """Two connections carry six exchanges."""
     rig = WireRig(frozen_clock, limits=Limits(max_connections=2))
     starts = Gate("starts")
     async with WireServer([READ, Wait(starts), Write(answer()), Repeat((READ, Write(answer())))]) as server:
-        exchanges = [rig.begin(server.origin, target=f"/{number}") for number in range(6)]
+        exchanges = [rig.begin(server.origin) for _ in range(6)]
         await server.seen(2)
         await run_ticks()
         assert rig.pool() == {"idle": 0, "busy": 2, "opening": 0, "waiting": 4}
@@ -265,7 +285,6 @@ async def test_exchanges_above_the_bound_wait_in_line(frozen_clock: FrozenClock)
         starts.open()
         await asyncio.gather(*exchanges)
         assert (server.most_open, len(server.requests)) == (2, 6)
-        assert [request.line for request in server.requests[2:4]] == [b"POST /2 HTTP/1.1", b"POST /3 HTTP/1.1"]
         assert (rig.pool(), rig.counts.waiting) == ({**IDLE, "idle": 2}, 0)
         await rig.wire.close()
 
@@ -412,19 +431,35 @@ async def test_origins_do_not_share_connections(rig: WireRig) -> None:
 
 async def test_close_takes_idle_connections_at_once_and_busy_ones_when_they_end(rig: WireRig) -> None:
     """Draining cuts nothing that is under way."""
-    goes = Gate("goes")
-    async with WireServer(served(Write(answer())), served(Wait(goes), Write(answer(b"two")))) as server:
+    goes, ends = Gate("goes"), Gate("ends")
+    timelines = served(Wait(goes), Write(answer())), served(Wait(ends), Write(answer(b"two")))
+    async with WireServer(*timelines) as server:
         first = rig.begin(server.origin)
-        second = rig.begin(server.origin)
-        await first
         await goes.reached()
+        second = rig.begin(server.origin)
+        await ends.reached()
+        goes.open()
+        await first
         await rig.wire.close()
         await server.cut(1)
         assert (await rig.fails(server.origin)).kind is Kind.DRAINING
-        goes.open()
+        ends.open()
         assert (await second).body == b"two"
         await server.cut(2)
         assert rig.pool() == EMPTY
+
+
+async def test_stale_connection_is_replaced_for_a_running_exchange_of_a_closed_transport(rig: WireRig) -> None:
+    """Draining refuses new exchanges; this one was accepted before."""
+    goes = Gate("goes")
+    stale = served(Write(answer(b"one")), READ, Wait(goes), RESET)
+    async with WireServer(stale, served(Write(answer(b"two")))) as server:
+        await rig.ask(server.origin)
+        exchange = rig.begin(server.origin)
+        await goes.reached()
+        await rig.wire.close()
+        goes.open()
+        assert (await exchange).body == b"two"
 
 
 # -- deadlines -----------------------------------------------------------------------------------------------------
@@ -480,6 +515,48 @@ async def test_exchange_cancelled_while_connecting_gives_its_slot_back(frozen_cl
     assert rig.pool() == {**EMPTY, "opening": 1}
     await cancel(exchange)
     assert (rig.pool(), rig.counts.failed, rig.deadlines.armed) == (EMPTY, 0, 0)
+
+
+class FakeTransport(asyncio.Transport):
+    aborted = False
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+class FakeConnector:
+    """Connects at once; what happens next is the test's."""
+
+    def __init__(self, then: Callable[[WireConnection], Awaitable[None]]) -> None:
+        self.transport = FakeTransport()
+        self._then = then
+
+    async def connect(self, origin: Origin, connection: WireConnection) -> None:
+        connection.connection_made(self.transport)
+        await self._then(connection)
+
+
+async def test_exchange_cancelled_in_the_tick_in_which_it_connected_leaves_no_connection(rig: WireRig) -> None:
+    """A connection that came about although nobody waits for it any more is closed."""
+    connected = Gate("connected")
+    connector = FakeConnector(lambda _: connected.wait())
+    rig.wire._connector = connector  # type: ignore[assignment]
+    exchange = rig.begin(Origin("http", "127.0.0.1", 9))
+    await connected.reached()
+    await cancel(exchange)
+    assert (connector.transport.aborted, rig.pool()) == (True, EMPTY)
+
+
+async def test_connection_that_is_closed_before_its_first_use_may_be_tried_again(rig: WireRig) -> None:
+    """It ended between being opened and being used; nothing was sent, and its slot is free."""
+
+    async def hang_up(connection: WireConnection) -> None:
+        connection.eof_received()
+
+    rig.wire._connector = FakeConnector(hang_up)  # type: ignore[assignment]
+    error = await rig.fails(Origin("http", "127.0.0.1", 9))
+    assert (error.kind, error.why, error.retry) == (Kind.UPSTREAM_UNREACHABLE, "reset", Retry.SAME)
+    assert (rig.counts.failed, rig.pool()) == (1, EMPTY)
 
 
 async def test_deadline_of_one_exchange_never_ends_the_next(rig: WireRig) -> None:

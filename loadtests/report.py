@@ -67,7 +67,8 @@ _METHOD = """\
 The proxy under test runs on one core, load and upstream on another; peers take turns in every round, in reverse order
 every other round. Figures are medians over the rounds, with the lowest and highest in brackets. CPU is user + system
 time of the process under test from `/proc/PID/stat`, divided by the answers it gave. Latency counts from the intended
-start of a request. Everything runs on loopback; the provider is a fake one that is never the bottleneck.
+start of a request. Everything runs on loopback, before a fake provider. Requests a second of peers that are cheaper
+than load and provider together are those of the load, no limit of theirs.
 """
 
 

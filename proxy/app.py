@@ -10,7 +10,7 @@ import errno
 import os
 import socket
 from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -191,7 +191,8 @@ class App:
         if self._listener is not None:
             self._listener.close()
         self.table.shut(ProxyError(Kind.DRAINING, "The proxy has stopped."))
-        await asyncio.wait_for(self.runner.wait(), 5.0)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.runner.wait(), 5.0)
         await self.server.shutdown(0.1)
         self._reload_wanted = False
         if self._reloading is not None:

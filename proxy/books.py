@@ -50,7 +50,7 @@ class Books:
 
     def account(self, exchange: Exchange) -> None:
         """Book one finished exchange."""
-        now = self._clock.now()
+        now = exchange.ended_at or self._clock.now()
         account = self._charge(exchange)
         times = _measure(exchange, now)
         self._count(exchange, account, times)
@@ -163,6 +163,8 @@ class Books:
 
     def flown(self, flight: Flight, report: Report) -> None:
         """Book one finished flight: the upstream call and what it cost, once, whoever is left to pay for it."""
+        if flight.unsettled is not None:
+            self.account(flight.unsettled)
         metrics = self.metrics
         plan = flight.work.plan
         provider = plan.target.provider
@@ -199,7 +201,9 @@ class Books:
 def _trace_id(exchange: Exchange) -> str | None:
     """The caller's trace, from its ``traceparent`` (W3C Trace Context: version, trace, parent, flags)."""
     parts = exchange.head.get(b"traceparent").split(b"-")
-    return parts[1].decode("latin-1") if len(parts) >= 4 and len(parts[1]) == 32 else None
+    if len(parts) < 4 or len(parts[1]) != 32 or parts[1].strip(b"0123456789abcdef"):
+        return None
+    return parts[1].decode()
 
 
 def _measure(exchange: Exchange, now: float) -> Times:

@@ -40,6 +40,7 @@ class Exchange:
         "catalog",
         "controls",
         "detail",
+        "ended_at",
         "error",
         "first_byte_at",
         "head",
@@ -99,6 +100,8 @@ class Exchange:
         self.outcome = ""
         self.error: ProxyError | None = None
         self.accounted = False
+        self.ended_at = 0.0
+        """Set where the account comes later than the end."""
 
     def count_in(self, size: int) -> None:
         self.bytes_in += size

@@ -24,7 +24,7 @@ from proxy.protocol.message import ResponseHead
 from proxy.protocol.missing import names_missing_model
 from proxy.protocol.routes import Shape
 from proxy.protocol.sse import SseScanner
-from proxy.protocol.usage import UsageReader, estimate_usage, usage_from_body
+from proxy.protocol.usage import Usage, UsageReader, estimate_usage, usage_from_body
 from proxy.upstream.base import Control
 
 HOLD_BYTES: Final = 1 << 20
@@ -65,6 +65,7 @@ class Intake:
         "_grace",
         "_held",
         "_held_bytes",
+        "_keeps",
         "_plan",
         "_scanner",
         "_shelf",
@@ -86,6 +87,7 @@ class Intake:
         self._answer: AnswerHead | None = None
         self._held: list[bytes] | None = None
         self._held_bytes = 0
+        self._keeps = False
         self._scanner: SseScanner | None = None
         self._usage: UsageReader | None = None
         self._grace: Deadline | None = None
@@ -121,13 +123,18 @@ class Intake:
         content_type = head.get(b"content-type").lower()
         length = _length(head)
         streams = content_type.startswith(b"text/event-stream")
+        encoded = head.get(b"content-encoding").lower() not in (b"", b"identity")
+        watched = streams and plan.route.understood and head.status < 400 and not encoded
         if plan.key is None:
             answer = AnswerHead(head.status, private_response_headers(head), length=length, streams=streams)
         else:
             shared, leader_only = split_response_headers(head)
             answer = AnswerHead(head.status, shared, leader_only, length=length, streams=streams)
         self._answer = self.report.head = answer
-        if streams and plan.route.understood and head.status < 400:
+        # An end that is only the connection's proves nothing, so such an answer is passed on but not kept.
+        framed = length is not None or bool(head.get(b"transfer-encoding"))
+        self._keeps = framed and b"no-store" not in head.get(b"cache-control").lower() and not encoded
+        if watched:
             self._scanner = SseScanner(plan.route.grammar)
             self._usage = UsageReader(plan.target.dialect, plan.route.name)
             flight.last_words = self._last_words
@@ -152,6 +159,7 @@ class Intake:
         if held is not None:
             held.append(data)
             self._held_bytes += len(data)
+            self.flight.table.retained_bytes += len(data)
             if self._held_bytes > HOLD_BYTES:
                 self._let_go()
             return
@@ -172,8 +180,9 @@ class Intake:
 
     def _let_go(self) -> None:
         """What was held begins to flow."""
-        held, self._held = self._held, None
+        held = self._held
         assert held is not None
+        self.release()
         assert self._answer is not None
         self.flight.begin(self._answer)
         self.flight.append(b"".join(held))
@@ -188,18 +197,18 @@ class Intake:
             return
         scanner = self._scanner
         if scanner is None:
-            self._complete(stores=True)
+            self._complete(stores=self._keeps)
         elif scanner.error is not None:
             self._cut("inband_error")
         elif scanner.needs_terminal and not scanner.terminal:
             self._cut("no_terminal")
         else:
-            self._complete(stores=True)
+            self._complete(stores=self._keeps)
 
     def _end_held(self, body: bytes) -> None:
         answer, plan = self._answer, self._plan
         assert answer is not None
-        self._held = None
+        self.release()
         if answer.status >= 500 and (stale := self._shelf.stale(plan)) is not None:
             self.replay(stale, "stale-if-error")
             return
@@ -211,11 +220,13 @@ class Intake:
             now, wall = self._clock.now(), self._clock.wall()
             missing = Recording(404, answer.shared, (body,), stored_at=now, stored_wall=wall, ttl_s=MISSING_MODEL_S)
             self._shelf.remember_missing(self.flight, missing)
-        self._complete(stores=True)
+        self._complete(stores=self._keeps)
 
     def _complete(self, *, stores: bool) -> None:
         """Seal a whole answer; readers are done with it, whatever the caches still do."""
         flight, report = self.flight, self.report
+        if flight.phase is not Phase.STREAMING:
+            return  # the last bytes went over a bound
         self._close_books()
         filling = False
         answer = self._answer
@@ -264,6 +275,7 @@ class Intake:
             self.report.remark = "cut_after_end"
             self._complete(stores=False)
             self.flight.flush()
+            self.flight.table.runner.stop(self.flight)  # nothing more is wanted of it, least of all its connection
 
     # -- other ways to end -----------------------------------------------------------------------------------
 
@@ -293,6 +305,8 @@ class Intake:
         )
         self.report.head = answer
         self.report.remark = remark
+        if not self.report.attempts and isinstance(recording.report, Usage):
+            self.report.usage = recording.report
         self.report.ended_at = self._clock.now()
         flight.begin(answer)
         for chunk in recording.chunks:
@@ -300,11 +314,19 @@ class Intake:
         flight.seal(Ending.OK)
         flight.flush()
 
+    def release(self) -> None:
+        """Nothing is held any more. Called once more when the flight is over, however it went."""
+        if self._held is not None:
+            self._held = None
+            self.flight.table.retained_bytes -= self._held_bytes
+
     def _last_words(self, error: ProxyError) -> bytes:
         """The dialect's error event, if the bytes so far end where an event may begin."""
         scanner = self._scanner
         if scanner is None or not scanner.at_boundary or scanner.terminal:
             return b""
+        if self._answer is not None and self._answer.length is not None:
+            return b""  # there is no room in a body of an announced length
         plan = self._plan
         return error_event(error, plan.target.dialect, plan.route.name, f"flight_{self.flight.id}")
 

@@ -114,7 +114,7 @@ class Pipeline:
         head = exchange.head
         located = exchange.located = locate(head)
         if self.draining is not None:
-            raise self.draining
+            raise self.draining.with_traceback(None)  # one error for all must not collect their frames
         if self._via_mark in head.get(b"via"):
             raise ProxyError(Kind.PROXY_LOOP, "The request has passed through this proxy already.")
         exchange.controls = parse_controls(head)
@@ -141,22 +141,28 @@ class Pipeline:
             client.fail(error)
         except Exception as bug:  # noqa: BLE001 - one of the two places that may
             self.books.bug("pipeline", bug)
+            if exchange.subscription is not None:
+                exchange.subscription.leave()  # nobody reads it
             client.fail(ProxyError(Kind.BUG, "Internal error.", detail=repr(bug)))
 
     def _serve(self, exchange: Exchange, client: Client) -> None:
         exchange.call = self._parse(exchange)
         plan = exchange.plan = self.plan(exchange)
-        if plan.key is not None and self._may_have(plan, plan.key):
+        if plan.key is not None and self._may_have(exchange, plan, plan.key):
             hit = self._hot.lookup(plan.key, self._clock.now())
             if hit is not None and _is_usable(hit, plan):
                 self._answer_from_cache(exchange, client, plan, hit)
                 return
         self._join(exchange, client, plan)
 
-    def _may_have(self, plan: Plan, key: bytes) -> bool:
+    def _may_have(self, exchange: Exchange, plan: Plan, key: bytes) -> bool:
         """Whether the hot cache is worth a look: the plan reads it, or it said a moment ago that there is no such
         model."""
-        return plan.caching.reads or (plan.sharing.joins and self._hot.is_missing(key, self._clock.now()))
+        if plan.caching.reads:
+            return True
+        controls = exchange.controls
+        wary = controls is not None and (controls.cache in ("off", "refresh") or controls.max_age_s == 0)
+        return plan.sharing.joins and not wary and self._hot.is_missing(key, self._clock.now())
 
     def _parse(self, exchange: Exchange) -> Call | None:
         located, body = exchange.located, exchange.body
@@ -219,7 +225,7 @@ class Pipeline:
             registers=sharing.registers and not alone,
             joins=sharing.joins and not alone,
             retry=sharing.retry and not alone,
-            leads=sharing.leads or alone,
+            leads=sharing.leads,
             keeps=plan.caching.writes,
             leave_s=plan.leave_s,
         )
@@ -251,28 +257,59 @@ class Pipeline:
         if verdict is Verdict.MISMATCH:
             raise ProxyError(Kind.IDEMPOTENCY_MISMATCH, "This Idempotency-Key was used for a different request.")
         if verdict is Verdict.BUSY:
-            raise ProxyError(
-                Kind.IDEMPOTENCY_BUSY, "The request with this Idempotency-Key is still running.", retry_after_s=1.0
-            )
+            raise _still_running()
 
     # -- what the relay calls --------------------------------------------------------------------------------
 
     def rejoin(self, exchange: Exchange, client: Client) -> None:
         """The flight turned out not to be shareable: a call of one's own."""
-        assert exchange.plan is not None
+        plan = exchange.plan
+        assert plan is not None
+        if plan.idempotency is not None:
+            client.fail(_still_running())  # a call of its own would do the operation twice
+            return
         try:
-            self._join(exchange, client, exchange.plan, alone=True)
+            self._join(exchange, client, plan, alone=True)
         except ProxyError as error:
             client.fail(error)
+        except Exception as bug:  # noqa: BLE001 - the others that were released wait behind this one
+            self.books.bug("pipeline", bug)
+            client.fail(ProxyError(Kind.BUG, "Internal error.", detail=repr(bug)))
 
     def account(self, exchange: Exchange) -> None:
         """The exchange is over: count it and log it, once."""
         if not exchange.accounted:
             exchange.accounted = True
-            self.books.account(exchange)
+            if self._pays_later(exchange):
+                return
+            try:
+                self.books.account(exchange)
+            except Exception as bug:  # noqa: BLE001 - a line that is lost must not take an answer with it
+                self.books.bug("books", bug)
+
+    def _pays_later(self, exchange: Exchange) -> bool:
+        """Whether the price is not known yet, because the payer left before the answer's end: the flight then carries
+        the exchange to its own end, where `Books.flown` books it."""
+        subscription, report = exchange.subscription, exchange.facts
+        if subscription is None or report is None or report.ended_at:
+            return False
+        flight = subscription.flight
+        if flight.payer is not subscription or flight.task is None:
+            return False
+        exchange.ended_at = self._clock.now()
+        flight.unsettled = exchange
+        return True
+
+    def bug(self, where: str, error: BaseException) -> None:
+        self.books.bug(where, error)
 
     def count_rejection(self, error: ProxyError) -> None:
         self.books.rejected(error)
+
+
+def _still_running() -> ProxyError:
+    message = "The request with this Idempotency-Key is still running."
+    return ProxyError(Kind.IDEMPOTENCY_BUSY, message, retry_after_s=1.0)
 
 
 def _is_usable(hit: Hit, plan: Plan) -> bool:

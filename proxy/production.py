@@ -72,6 +72,7 @@ class Production:
             self._books.bug("production", bug)
             intake.fail(ProxyError(Kind.BUG, "Internal error.", detail=repr(bug)), Ending.BUG)
         finally:
+            intake.release()
             flight.filled()
             self._settle_refresh(flight)
             self._books.flown(flight, report)
@@ -80,14 +81,19 @@ class Production:
         work: Work = flight.work
         plan = work.plan
         if plan.caching.reads and plan.key is not None and self._shared.enabled:
-            recording = await self._shared.get(plan.key)
+            recording = None if work.renews else await self._shared.get(plan.key)
             if recording is not None:
                 self._hot.put(plan.key, plan.scope, recording, work.generation)
-                intake.replay(recording, "shared")
-                return
+                if self._is_fresh(recording, plan):  # an outlived one only stands in for a failing upstream
+                    intake.replay(recording, "shared")
+                    return
         await self._transport.exchange(_request(work), intake, self._patience(plan))
         if flight.phase is Phase.FILLING and intake.recording is not None and plan.key is not None:
             await self._shared.put(plan.key, intake.recording, plan.caching.keeps_s)
+
+    def _is_fresh(self, recording: Recording, plan: Plan) -> bool:
+        age_s, most_s = recording.age_s(self._clock.now()), plan.caching.max_age_s
+        return age_s < recording.ttl_s and (most_s is None or age_s <= most_s)
 
     def _patience(self, plan: Plan) -> Patience:
         return Patience(self._connect_s, plan.first_byte_s, plan.idle_s, plan.total_s)

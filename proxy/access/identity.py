@@ -15,6 +15,7 @@ from proxy.errors import Kind, ProxyError
 from proxy.protocol.fingerprint import digest16
 from proxy.protocol.message import HeaderList, RequestHead
 
+_KEY_PROTOCOL: Final = b"openai-insecure-api-key."
 _BEARER: Final = b"bearer "
 VIRTUAL_PREFIX: Final = b"sf-"
 
@@ -71,6 +72,9 @@ def _presented(head: RequestHead) -> tuple[bytes, bytes]:
         value = headers.get(name)
         if value is not None:
             return name, value
+    for word in headers.get(b"sec-websocket-protocol", b"").split(b","):
+        if word.strip().startswith(_KEY_PROTOCOL):  # from a browser; it goes upstream where it came
+            return b"sec-websocket-protocol", word.strip()
     return b"", b""
 
 

@@ -28,7 +28,7 @@ class BodyLimits(NamedTuple):
 class PaceGuard:
     """Fails a body that comes too slowly: fewer than ``min_rate`` bytes a second over ten seconds of waiting."""
 
-    __slots__ = ("_bytes", "_clock", "_content", "_deadline", "_ends_at", "_limits", "fired")
+    __slots__ = ("_asked_at", "_bytes", "_clock", "_content", "_deadline", "_ends_at", "_limits", "_waited_s")
 
     def __init__(
         self, content: StreamReader, limits: BodyLimits, clock: Clock, deadlines: Deadlines, *, bounded: bool
@@ -38,25 +38,36 @@ class PaceGuard:
         self._clock = clock
         self._bytes = 0
         self._ends_at = clock.now() + limits.timeout_s if bounded else None
-        self.fired = False
+        self._asked_at: float | None = None
+        self._waited_s = 0.0
         self._deadline: Deadline | None = deadlines.arm(min(_WINDOW_S, limits.timeout_s), self._check)
+
+    def ask(self) -> None:
+        """From now on the client is waited for."""
+        self._asked_at = self._clock.now()
 
     def count(self, size: int) -> None:
         self._bytes += size
+        if self._asked_at is not None:
+            self._waited_s += self._clock.now() - self._asked_at
+            self._asked_at = None
 
     def _check(self) -> float | None:
         now = self._clock.now()
         late = self._ends_at is not None and now >= self._ends_at
-        waits = self._content._waiter is not None  # a body nobody asks for is held up by us, not by the client
-        slow = waits and self._bytes < self._limits.min_rate * _WINDOW_S
+        # A body that nobody asks for is held up by us, not by the client.
+        waited_s = self._waited_s + (now - self._asked_at if self._asked_at is not None else 0.0)
+        slow = waited_s >= _WINDOW_S / 2 and self._bytes < self._limits.min_rate * min(waited_s, _WINDOW_S)
         if late or slow:
             self._deadline = None
-            self.fired = True
             why = "body_timeout" if late else "body_rate"
             error = ProxyError(Kind.REQUEST_TIMEOUT, "The request body came too slowly.", why=why)
             self._content.set_exception(error)
             return None
         self._bytes = 0
+        self._waited_s = 0.0
+        if self._asked_at is not None:
+            self._asked_at = now
         ends_at = self._ends_at
         return now + _WINDOW_S if ends_at is None else min(now + _WINDOW_S, ends_at)
 
@@ -79,9 +90,11 @@ async def read_whole(
     pieces: list[bytes] = []
     size = 0
     try:
+        guard.ask()
         while piece := await _read(content):
             size += len(piece)
             guard.count(len(piece))
+            guard.ask()
             if size > limits.max_bytes:
                 raise too_large(limits.max_bytes)
             pieces.append(piece)
@@ -117,6 +130,7 @@ class Upload:
         return not self._content.is_eof()
 
     async def read(self) -> bytes:
+        self._guard.ask()
         piece = await _read(self._content)
         self._count(len(piece))
         self._guard.count(len(piece))

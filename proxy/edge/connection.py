@@ -8,6 +8,7 @@ at once when the client's buffer fills up, drains, or the client is gone.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import struct
 from typing import TYPE_CHECKING, Any, Final
@@ -77,11 +78,15 @@ class Connection(RequestHandler):
     def data_received(self, data: bytes) -> None:
         if self._force_close:
             return
+        if self._parting is not None:
+            return  # thrown away
         # Only while no request is under way: bytes of a body, or of one that is being discarded, are no head.
-        idle = self.relay is None and (self._waiter is not None or not self._request_count)
+        # A head that was parsed waits in `_messages` until aiohttp's task takes it, and its body may come before that.
+        waits = self._waiter is not None or not self._request_count
+        idle = waits and self.relay is None and not self._messages
         before = self._request_count
-        if self._head_bytes + len(data) > self.server.max_header_bytes:
-            self.long_head = True
+        if not idle or self._head_bytes + len(data) > self.server.max_header_bytes:
+            self.long_head = True  # or came behind another request, uncounted
         super().data_received(data)
         if self._request_count != before:
             self._head_bytes = 0
@@ -165,8 +170,11 @@ class Connection(RequestHandler):
             self._waiter.cancel()
         self._forget_head()
         self._parting = self.server.tools.deadlines.arm(_PARTING_S, self._parted)
-        transport.write_eof()
-        transport.resume_reading()
+        try:
+            transport.write_eof()
+            transport.resume_reading()
+        except OSError:  # the client is gone, and the loop has not said so yet
+            transport.abort()
 
     def _parted(self) -> None:
         self._parting = None
@@ -189,6 +197,11 @@ class Connection(RequestHandler):
 
     def close_now(self) -> None:
         self.force_close()
+
+    async def drained(self) -> None:
+        """Until the client took what was written, stalled for too long, or left."""
+        with contextlib.suppress(ConnectionError):
+            await self._drain_helper()
 
     @property
     def full(self) -> bool:

@@ -51,6 +51,8 @@ class Desk(Protocol):
 
     def account(self, exchange: Exchange) -> None: ...
 
+    def bug(self, where: str, error: BaseException) -> None: ...
+
 
 class EdgeTools:
     """What every relay of a listener shares."""
@@ -106,6 +108,7 @@ class Relay:
         "_desk",
         "_heartbeat",
         "_on_done",
+        "_owed_bytes",
         "_patience",
         "_tools",
         "_wire",
@@ -143,6 +146,7 @@ class Relay:
         self._begun = False
         self._chunked = False
         self._bodyless = False
+        self._owed_bytes: int | None = None
         self._converting: bytearray | None = None
         self._patience: Deadline | None = None
         self._heartbeat: Deadline | None = None
@@ -193,6 +197,21 @@ class Relay:
     def take(self, head: AnswerHead | None, data: bytes, ended: bool) -> None:
         if self.done:
             return
+        try:
+            self._take(head, data, ended)
+        except Exception as bug:  # noqa: BLE001 - the flight and its other readers must not feel it
+            self._desk.bug("relay", bug)
+            self._break_off()
+
+    def _break_off(self) -> None:
+        if self.subscription is not None:
+            self.subscription.leave()
+        self._wire.abort()
+        if not self.done:
+            self.close_after = True
+            self._finish("internal_error")
+
+    def _take(self, head: AnswerHead | None, data: bytes, ended: bool) -> None:
         error = self.subscription.error if ended and self.subscription is not None else None
         if head is not None:
             if self._begun:  # a heartbeat began the stream already
@@ -222,6 +241,7 @@ class Relay:
             length = len(data) if data else head.length
             framing = b"content-length: %d\r\n" % length if length is not None and head.status != 204 else b""
         elif length is not None:
+            self._owed_bytes = length
             framing = b"content-length: %d\r\n" % length
         elif self.http10:
             framing = b""
@@ -273,7 +293,9 @@ class Relay:
             return
         if self._chunked and not self._bodyless:
             self._send(_LAST_CHUNK)
-        self._finish("ok" if self.exchange.status < 400 else "upstream_error")
+        # An event stream may be let go short of its announced length, after its terminal event.
+        short = self._owed_bytes is not None and self.exchange.bytes_out != self._owed_bytes
+        self._finish("ok" if self.exchange.status < 400 else "upstream_error", cut=short)
 
     def _convert(self, data: bytes, ended: bool) -> None:
         """Tell an answer that is no stream to a caller whose stream was begun already: as an error event."""

@@ -142,6 +142,8 @@ class DataServer(web.Server):
             self.running -= 1
             if not self.running and self.idle is not None:
                 _resolve(self.idle)
+        if connection.full and not relay.close_after:
+            await connection.drained()  # else whoever pipelines and does not read makes us hold every answer
         if not request.content.is_eof():
             # An unread body is in the way of the next request on this connection.
             connection.part()

@@ -103,6 +103,7 @@ class Flight:
         "table",
         "tape",
         "task",
+        "unsettled",
         "work",
     )
 
@@ -142,6 +143,8 @@ class Flight:
         """The tape is kept from its beginning, for joiners and for the cache."""
         self.linger: Deadline | None = None
         self.task: Any = None
+        self.unsettled: Any = None
+        """Whose account waits for this flight's end; opaque here."""
         self._queue: list[Subscription] | None = None
         self._again = False
 

@@ -22,6 +22,9 @@ from proxy.protocol.routes import Dialect, Located, Shape
 MAX_KEY_BODY_BYTES: Final = 8 << 20
 """A longer body is not fingerprinted: its request goes alone."""
 
+# Anthropic's OpenAI-compatible routes heed some of its own headers as well.
+_ANTHROPIC_HEADERS: Final = (b"anthropic-beta", b"anthropic-version", b"anthropic-workspace-id")
+
 _AGENT: Final = f"sameflight/{__version__}".encode()
 _NO_CACHING: Final = Caching()
 
@@ -71,15 +74,20 @@ class Planner:
         if sharing.registers or caching.writes:
             body, why = _key_body(asked)
             if body is None:
-                sharing, caching = alone(why), _NO_CACHING
+                sharing, caching = alone(why, controls), _NO_CACHING
             else:
                 key = self._key(asked, target, body, streams, controls.idempotency_key or b"")
                 if controls.idempotency_key is not None:
                     idempotency = idempotency_index(self._secret, principal.scope, controls.idempotency_key)
                     idempotency_print = self._key(asked, target, body, streams, b"")
-                headers = shared_request_headers(head, located.dialect, principal.credential + self._shared_minted)
+                credential = principal.credential + self._shared_minted
+                headers = shared_request_headers(head, located.dialect, credential, _extra(located))
+                headers += _marks(head)
         if headers is None:
             headers = private_request_headers(head, principal.credential + self._minted)
+            if route.understood:  # an answer that is to be read comes as it is
+                headers = [header for header in headers if header[0] != b"accept-encoding"]
+                headers.append((b"accept-encoding", b"identity"))
         path = target.base_path + located.path
         return Plan(
             route=route,
@@ -114,7 +122,7 @@ class Planner:
             method=head.method,
             path=located.path,
             query=head.query,
-            headers=semantic_headers(head, located.dialect),
+            headers=semantic_headers(head, located.dialect, _extra(located)),
             content_type=head.get(b"content-type"),
             encoding=head.get(b"content-encoding"),
             streams=streams,
@@ -123,6 +131,22 @@ class Planner:
             transform=b"",
             body=body,
         )
+
+
+def _extra(located: Located) -> tuple[bytes, ...]:
+    """Semantic headers beyond those of the dialect."""
+    if located.provider == "anthropic" and located.dialect is not Dialect.ANTHROPIC:
+        return _ANTHROPIC_HEADERS
+    return ()
+
+
+def _marks(head: RequestHead) -> HeaderList:
+    """The marks of proxies like this one that the request came through, so that a ring of them is noticed. Minted by
+    us, so they are no input of the key."""
+    via = head.get(b"via")
+    if b"sameflight-" not in via:
+        return []
+    return [(b"via", mark.strip()) for mark in via.split(b",") if mark.strip().startswith(b"1.1 sameflight-")]
 
 
 def _leave_s(rules: RouteRules, *, streams: bool) -> float:

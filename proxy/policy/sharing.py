@@ -28,8 +28,6 @@ _PURE: Final = frozenset(
         "decisions",
         "messages.count_tokens",
         "responses.input_tokens",
-        "responses.compact",
-        "ocr",
     )
 )
 _COSTLY: Final = frozenset(("images.generations", "audio.speech"))
@@ -39,6 +37,13 @@ _STATEFUL: Final = frozenset(("agents.completions",))
 _CLIENT_TOOLS: Final = ("function", "custom", "bash_", "text_editor_", "memory_")
 # Provider tools whose answer depends on when they are asked.
 _TIME_TOOLS: Final = ("web_search", "web_fetch", "file_search")
+
+
+# Members that make an answer change, or depend on, what the provider keeps. A thread's state is kept under the
+# answer's id, so that two callers of one answer would talk into one thread; a credit token is spent once.
+_EFFECTS: Final = ("conversation", "mcp_servers", "container", "thread", "fallback_credit_token")
+# Tools can also be defined inside the conversation, out of `tools`.
+_INLINE_TOOLS: Final = (b'"additional_tools"', b'"tool_addition"')
 
 
 class Classified(NamedTuple):
@@ -54,13 +59,13 @@ def classify(route: Route, call: Call | None) -> Classified:
     if not route.understood or call is None or route.name in _STATEFUL:
         return Classified(ShareClass.EFFECTS, deterministic=False)
     fields = call.fields
-    if _has_effects(route, fields):
+    if _has_effects(route, fields) or any(call.body.find(word) >= 0 for word in _INLINE_TOOLS):
         return Classified(ShareClass.EFFECTS, deterministic=False)
     deterministic = _is_deterministic(fields)
     tools = _classify_tools(fields)
     if tools is not None and tools is not ShareClass.TOOLS:
         return Classified(tools, deterministic=False)
-    if route.name in _COSTLY or route.shape is Shape.BINARY:
+    if route.name in _COSTLY or route.shape is Shape.BINARY or fields.get("audio"):
         return Classified(ShareClass.COSTLY, deterministic)
     if tools is ShareClass.TOOLS:
         return Classified(ShareClass.TOOLS, deterministic)
@@ -73,7 +78,9 @@ def _has_effects(route: Route, fields: dict[str, Any]) -> bool:
         return True
     if route.name == "responses" and fields.get("store") is not False:
         return True  # the provider stores a response unless told otherwise
-    return any(fields.get(name) for name in ("background", "conversation", "mcp_servers", "container"))
+    if route.name == "responses" and (fields.get("background") or fields.get("prompt")):
+        return True  # a stored prompt brings tools along that are not to be seen here
+    return any(fields.get(name) for name in _EFFECTS)
 
 
 def _is_deterministic(fields: dict[str, Any]) -> bool:
@@ -112,29 +119,33 @@ _ALONE: Final = {
 }
 
 
-def alone(why: str) -> Sharing:
-    """A request that meets nobody, and the reason."""
-    return _ALONE[why]
+_NOBODY: Final = {why: Sharing(leads=False, why=why) for why in _ALONE}
+
+
+def alone(why: str, controls: Controls) -> Sharing:
+    """A request that meets nobody, and the reason; it still makes no call if it asks for what is there already."""
+    return (_NOBODY if controls.only_if_cached or controls.cache == "only" else _ALONE)[why]
 
 
 def decide_sharing(classified: Classified, profile: str, controls: Controls) -> Sharing:
     """Apply a profile to a class; the caller can make the outcome stricter but not wider than the profile allows."""
     share_class = classified.share_class
     if share_class is ShareClass.EFFECTS:
-        return _ALONE["effects"]
+        return alone("effects", controls)
     if controls.share == "off":
-        return _ALONE["asked"]
+        return alone("asked", controls)
     if controls.no_store:
-        return _ALONE["no_store"]
+        return alone("no_store", controls)
     full, retried = _allowed(classified, profile, opted_in=controls.share == "on")
     if not (full or retried):
-        return _ALONE["profile"]
-    marked = controls.retry_count > 0 or controls.idempotency_key is not None
+        return alone("profile", controls)
+    # A key names one operation, however fresh its answer is to be; another retry asks for an answer.
+    marked = controls.idempotency_key is not None or (controls.retry_count > 0 and not controls.no_cache)
     joins = full and controls.share != "retry" and not controls.no_cache
     return Sharing(
         registers=True,
         joins=joins,
-        retry=marked and not controls.no_cache,
+        retry=marked,
         leads=not (controls.only_if_cached or controls.cache == "only"),
     )
 

@@ -331,7 +331,7 @@ _RESPONSE_VERDICTS: Final = _Verdicts(
     _OF_THE_ORIGIN | {b"set-cookie"},
     (b"x-sameflight-",),
     frozenset((b"age", b"openai-processing-ms", b"x-envoy-upstream-service-time")),
-    (b"x-ratelimit-", b"anthropic-ratelimit-"),
+    (b"x-ratelimit", b"ratelimit", b"anthropic-ratelimit-", b"x-kong-"),
 )
 _PRIVATE_RESPONSE_VERDICTS: Final = _Verdicts(_OF_THE_ORIGIN, (b"x-sameflight-",))
 

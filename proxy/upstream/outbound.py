@@ -4,7 +4,7 @@ WebSockets. The latter is only made when it is first needed: most processes neve
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from proxy.clock import Clock, Deadlines
 from proxy.config.settings import Settings
@@ -12,11 +12,15 @@ from proxy.protocol.message import HeaderList
 from proxy.upstream.base import Origin, Patience, Receiver, UpstreamRequest
 from proxy.upstream.client import WireTransport
 from proxy.upstream.connect import Connector, make_tls_context
+from proxy.upstream.counts import Caps
 from proxy.upstream.dns import Resolver
 from proxy.upstream.pool import Limits
 from proxy.upstream.proxies import ProxyRules
 from proxy.upstream.session import SessionTransport
 from proxy.upstream.websocket import UpstreamSocket
+
+_MAX_BODY_BYTES: Final = 1 << 40
+"""Of one answer: a bound for a broken upstream. Downloads are not held, and flights bound what is."""
 
 
 class Outbound:
@@ -37,7 +41,8 @@ class Outbound:
         self._rules = ProxyRules.from_environment(environment)
         self._may_proxy = bool(self._rules.http or self._rules.https)
         self._session: SessionTransport | None = None
-        self.wire = WireTransport(clock, deadlines, Connector(self._resolver, self._tls), self._limits)
+        connector = Connector(self._resolver, self._tls)
+        self.wire = WireTransport(clock, deadlines, connector, self._limits, Caps(body_bytes=_MAX_BODY_BYTES))
 
     async def exchange(self, request: UpstreamRequest, receiver: Receiver, patience: Patience) -> None:
         """See ``base.Transport``."""
@@ -61,6 +66,7 @@ class Outbound:
                 self._tls,
                 self._rules.proxy_for,
                 limit=self._limits.max_connections,
+                caps=Caps(body_bytes=_MAX_BODY_BYTES),
             )
         return self._session
 

@@ -346,3 +346,25 @@ async def call_send(call: Call, piece: bytes, *, chunked: bool) -> None:
         call._left -= len(piece)
     call.raw(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
 
+
+async def test_a_large_body_that_comes_before_its_request_is_taken_is_no_head(stage: Stage) -> None:
+    """A prompt of megabytes on a kept connection was answered 431: its first bytes came behind a parsed head that
+    aiohttp's task had not taken yet, and were counted as the next head."""
+    client = await stage.client()
+    first = await stage.ask(chat(), client=client)
+    await (await stage.upstream.next_call()).answer_json(completion())
+    await first.read_end()
+    await stage.settled()
+    await run_ticks(5)
+    [connection] = stage.app.server.connections
+    whole = client.make_request("POST", CHAT, [("authorization", f"Bearer {KEY}")], chat("x" * 300_000))
+    at = whole.index(b"\r\n\r\n") + 4
+    second = client.expect("POST")
+    connection.data_received(whole[:at])
+    connection.data_received(whole[at:])
+    call = await stage.upstream.next_call()
+    await call.answer_json(completion("whole"))
+    await second.read_end()
+
+    assert second.json() == completion("whole")
+    assert call.body == whole[at:]

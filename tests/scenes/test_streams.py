@@ -311,7 +311,7 @@ async def test_a_reset_behind_the_terminal_event_is_a_whole_answer_that_is_not_k
 async def test_readers_are_let_go_when_the_end_of_the_message_does_not_follow_the_terminal_event(
     frozen_stage: Stage, frozen_clock: FrozenClock
 ) -> None:
-    """An upstream that keeps the connection open behind ``[DONE]`` holds up nobody."""
+    """An upstream that keeps the connection open behind ``[DONE]`` holds up nobody, and no place in the pool."""
     stage = frozen_stage
     responses = await stage.ask_many(2, chat(stream=True))
     call = await stage.upstream.next_call()
@@ -321,7 +321,7 @@ async def test_readers_are_let_go_when_the_end_of_the_message_does_not_follow_th
     assert not responses[0].ended
     frozen_clock.advance(0.1)
     bodies = await read_all(responses)
-    await call.end()
+    await call.client_gone()
 
     assert bodies == {WHOLE}
     assert all(response.ended for response in responses)

@@ -81,7 +81,7 @@ class Connection(RequestHandler):
         if self._parting is not None:
             return  # thrown away
         # Only while no request is under way: bytes of a body, or of one that is being discarded, are no head.
-        # A head that was parsed waits in `_messages` until aiohttp's task takes it, and its body may come before that.
+        # A parsed head waits in `_messages` until aiohttp's task takes it, and its body may come before that.
         waits = self._waiter is not None or not self._request_count
         idle = waits and self.relay is None and not self._messages
         before = self._request_count

@@ -54,8 +54,9 @@ ANSWER = json.dumps(
         "usage": {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12},
     }
 ).encode()
-JSON_HEAD = ResponseHead(200, [(b"content-type", b"application/json"), (b"x-request-id", b"req_1")])
-SSE_HEAD = ResponseHead(200, [(b"content-type", b"text/event-stream")])
+CHUNKED = (b"transfer-encoding", b"chunked")
+JSON_HEAD = ResponseHead(200, [(b"content-type", b"application/json"), (b"x-request-id", b"req_1"), CHUNKED])
+SSE_HEAD = ResponseHead(200, [(b"content-type", b"text/event-stream"), CHUNKED])
 EVENT = b'data: {"id":"chatcmpl-1","choices":[{"index":0,"delta":{"content":"hi"}}]}\n\n'
 HEADERS = [
     (b"Host", b"127.0.0.1:8080"),

@@ -232,6 +232,7 @@ class App:
         add("table", 5.0, self.table.sweep)
         add("hot_cache", 1.0, lambda: self.hot.sweep(self.clock.now()))
         add("idempotency", 5.0, self.idempotency.sweep)
+        add("gone", 0.1, self.server.find_gone)
         add("pool", 1.0, lambda: self.transport.sweep(self.clock.now()))
         add("config", 2.0, self._reload_if_changed)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import select
 import socket
 import struct
 from typing import TYPE_CHECKING, Any, Final
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 _NO_LINGER: Final = struct.pack("ii", 1, 0)
 _PARTING_S: Final = 5.0
+# FIN where the system can tell it apart (Linux); errors and a full hang-up are told in any case.
+_HANGUP: Final = getattr(select, "POLLRDHUP", 0)
 
 MAX_LINE_BYTES: Final = 2 * MAX_TARGET_BYTES
 """Longer targets are not even parsed; between this and ``MAX_TARGET_BYTES`` the refusal knows the dialect."""
@@ -112,6 +115,7 @@ class Connection(RequestHandler):
         if self._parting is not None:
             self._parting.cancel()
             self._parting = None
+        self.server.deaf.pop(self, None)
         relay = self.relay
         if relay is not None:
             relay.lost()
@@ -130,6 +134,23 @@ class Connection(RequestHandler):
         self._forget_stall()
         if self.relay is not None:
             self.relay.resume()
+
+    def _pause_transport_reading(self) -> None:
+        super()._pause_transport_reading()
+        self.server.deaf[self] = None
+
+    def _resume_transport_reading(self) -> None:
+        super()._resume_transport_reading()
+        self.server.deaf.pop(self, None)
+
+    def has_hung_up(self) -> bool:
+        """Whether the client's FIN or RST has come; a transport that is not read does not tell, the kernel does."""
+        sock = self.transport.get_extra_info("socket") if self.transport is not None else None
+        if sock is None:
+            return False
+        poller = select.poll()
+        poller.register(sock.fileno(), _HANGUP)
+        return bool(poller.poll(0))
 
     # -- deadlines -------------------------------------------------------------------------------------------
 

@@ -70,6 +70,8 @@ class DataServer(web.Server):
         self.opened = 0
         self.closed_why: dict[str, int] = {}
         self.running = 0
+        self.deaf: dict[Connection, None] = {}
+        """Connections that are not read at the moment, because what they sent is not taken; kept by them."""
         self.idle: asyncio.Future[None] | None = None
         """Set by a drain: resolved when no exchange runs any more."""
 
@@ -85,6 +87,13 @@ class DataServer(web.Server):
                 connection.close_now()
             else:
                 connection.relay.close_after = True
+
+    def find_gone(self) -> None:
+        """Notice clients that left while nobody read from them (an upload that the upstream does not take, more
+        pipelined requests than are served); a duty of the janitor."""
+        if self.abort_on_half_close:
+            for connection in [each for each in self.deaf if each.relay is not None and each.has_hung_up()]:
+                connection.abort()
 
     def count_closed(self, why: str) -> None:
         self.closed_why[why] = self.closed_why.get(why, 0) + 1

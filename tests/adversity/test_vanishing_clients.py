@@ -324,3 +324,38 @@ async def test_two_hundred_aborted_requests_leave_no_descriptor_and_no_task(stag
     assert descriptors() <= before
     assert len(asyncio.all_tasks()) <= tasks
     assert stage.app.deadlines.armed == 0
+
+
+async def test_a_client_that_leaves_while_its_upload_is_stuck_is_noticed(stage: Stage) -> None:
+    """An upstream that takes nothing stops the reading of the client, and with it the usual way to see it go. (A FIN
+    waits behind the client's unsent bytes; only a reset overtakes them.)"""
+    client = await stage.client()
+    headers = [("authorization", f"Bearer {KEY}"), ("content-type", "multipart/form-data; boundary=b")]
+    head = client.make_request("POST", "/v1/files", [*headers, ("content-length", "50000000")])
+    client._transport.write(head)
+    call = await stage.upstream.next_call(whole=False)
+    call.stop_reading()
+    for _ in range(300):
+        client._transport.write(b"x" * 100_000)
+        await run_ticks(2)
+    await wait_until(lambda: stage.app.server.deaf, "the proxy stopped reading the client")
+    await client.reset()
+    await wait_until(lambda: not stage.app.server.running, "the proxy noticed that the client left")
+    call.resume_reading()
+    await call.client_gone()
+
+    assert not stage.app.server.deaf
+
+
+async def test_a_client_that_leaves_behind_many_pipelined_requests_is_noticed(stage: Stage) -> None:
+    """More requests than are taken at a time stop the reading as well."""
+    client = await stage.client()
+    one = client.make_request("POST", CHAT, [("authorization", f"Bearer {KEY}")], chat(stream=True))
+    client._transport.write(one * 200)
+    await stage.attached(1)
+    await wait_until(lambda: stage.app.server.deaf, "the proxy stopped reading the client")
+    await client.reset()
+    await wait_until(lambda: not stage.app.server.running, "the proxy noticed that the client left")
+    await (await stage.upstream.next_call()).client_gone()
+
+    assert not stage.app.server.deaf

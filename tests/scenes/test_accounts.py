@@ -15,7 +15,7 @@ from proxy.exchange import Exchange
 from tests.scenes.stage import Stage, as_bytes, chat, completion, delta
 
 EVENTS = ("content-type", "text/event-stream")
-USAGE = {**delta(""), "choices": [], "usage": {"prompt_tokens": 1000, "completion_tokens": 1000, "total_tokens": 2000}}
+CHAT_USAGE = {"prompt_tokens": 1000, "completion_tokens": 1000, "total_tokens": 2000}
 RESPONSE_USAGE = {"input_tokens": 1000, "output_tokens": 500, "total_tokens": 1500}
 
 
@@ -43,7 +43,7 @@ async def test_a_payer_that_leaves_in_the_middle_still_pays(stage: Stage) -> Non
     await second.read_until(b'"a"')
     await payer.close()
     await stage.attached(1)
-    await call.send(as_bytes([USAGE, "[DONE]"]))
+    await call.send(as_bytes([{**delta(""), "choices": [], "usage": CHAT_USAGE}, "[DONE]"]))
     await call.end()
     await second.read_end()
     charged = await costs(stage, 2)

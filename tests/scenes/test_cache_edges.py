@@ -1,4 +1,4 @@
-"""The edges of the response cache: the shared level and time, what may not be kept, and callers that are wary of it."""
+"""The edges of the response cache: the shared level and time, what may not be kept, and wary callers."""
 
 from __future__ import annotations
 

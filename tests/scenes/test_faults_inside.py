@@ -18,7 +18,7 @@ from proxy.edge.body import BodyLimits, Upload
 from proxy.edge.connection import Connection
 from proxy.edge.relay import Relay
 from proxy.errors import Kind, ProxyError
-from proxy.flight.table import FlightTable
+from proxy.flight.table import Table
 from proxy.intake import TERMINAL_GRACE_S
 from tests.fakes.clock import FrozenClock
 from tests.fakes.gates import run_ticks, wait_until
@@ -74,15 +74,15 @@ async def test_a_call_of_ones_own_that_fails_to_start_hurts_its_own_caller_only(
     async with Stage() as stage:
         responses = await stage.ask_many(5, chat())
         call = await stage.upstream.next_call()
-        join, asked = FlightTable.join, []
+        join, asked = Table.join, []
 
-        def join_or_fail(self: FlightTable, *arguments: Any, **options: Any) -> Any:
+        def join_or_fail(self: Table, *arguments: Any, **options: Any) -> Any:
             asked.append(arguments)
             if len(asked) == 1:
                 raise RuntimeError("no seat")
             return join(self, *arguments, **options)
 
-        monkeypatch.setattr(FlightTable, "join", join_or_fail)
+        monkeypatch.setattr(Table, "join", join_or_fail)
         await call.answer(200, [("content-type", "text/html")], b"x")
         for _ in range(3):
             await (await stage.upstream.next_call()).answer_json(completion())
@@ -160,6 +160,17 @@ async def test_a_browser_that_goes_while_its_socket_is_being_opened_leaves_nothi
     await wait_until(lambda: not stage.app.server.running, "the exchange ended")
 
     assert not stage.app.transport.describe().get("proxied")
+
+
+async def test_a_caller_that_vanishes_before_its_answer_leaves_nothing_running(stage: Stage) -> None:
+    """A large body that was held for the upstream goes with the one who sent it."""
+    client = await stage.client()
+    await stage.ask(chat("x" * 3_000_000, stream=True), client=client)
+    await stage.attached(1)
+    await client.reset()
+    await wait_until(lambda: not stage.app.server.running, "the exchange ended")
+
+    assert stage.app.table.subscribers == 0
 
 
 # -- the upstream's side ---------------------------------------------------------------------------------------------

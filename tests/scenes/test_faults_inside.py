@@ -334,3 +334,17 @@ async def test_followers_of_a_large_prompt_keep_one_copy_of_it(stage: Stage) -> 
     assert len(exchanges) == 5
     assert len(bodies) == 1
     assert len(parsed) <= 1
+
+
+async def test_a_fingerprint_that_errs_gives_nobody_the_answer_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever joins is looked at twice: a body of another length goes alone, and the defect is counted."""
+    monkeypatch.setattr("proxy.policy.planner.flight_key", lambda *_, **__: bytes(32))
+    async with Stage() as stage:
+        one, other = await stage.ask(chat("short")), await stage.ask(chat("a good deal longer"))
+        for _ in range(2):
+            call = await stage.upstream.next_call()
+            await call.answer_json(completion(call.json()["messages"][0]["content"]))
+        texts = [(await r.read_end()).json()["choices"][0]["message"]["content"] for r in (one, other)]
+
+        assert texts == ["short", "a good deal longer"]
+        assert stage.series('bugs_total{where="key_mismatch"}') == 1

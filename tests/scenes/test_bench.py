@@ -34,6 +34,7 @@ def upstream() -> Iterator[str]:
         loop.close()
 
 
+@pytest.mark.long
 def test_without_an_address_the_proxy_itself_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     """Mock and proxy are started, every question is answered, and the herds cost one call each."""
     code = run(["bench", *TINY, "--latency-ms", "500", "--json"])

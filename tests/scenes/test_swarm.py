@@ -492,7 +492,9 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("habits", SMALL)
+@pytest.mark.parametrize(
+    "habits", [name if name == "plain" else pytest.param(name, marks=pytest.mark.long) for name in SMALL]
+)
 async def test_a_small_swarm_gets_right_answers_and_leaves_nothing(habits: str) -> None:
     """A thousand requests, a quarter of them abandoned in some phase; with few questions for very many callers, with
     the cache, and with bounds so tight that they are reached."""

@@ -129,6 +129,7 @@ def test_bodies_that_differ_from_a_direct_call_fail_it(capsys: pytest.CaptureFix
     assert "   and 49 more\n" in output
 
 
+@pytest.mark.long
 def test_more_upstream_calls_than_the_script_allows_fail_it(capsys: pytest.CaptureFixture[str]) -> None:
     """With sharing switched off every request makes a call, and the verdict says so."""
     code = demonstrate(share="off")
@@ -229,6 +230,7 @@ def start(*words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
 
 
+@pytest.mark.long
 def test_without_once_the_servers_stay_up_until_a_signal_and_can_be_used() -> None:
     """The lines that are printed work as they stand; Ctrl-C ends it with code 0."""
     with start("--port", "0", "--callers", "1") as process:
@@ -258,6 +260,7 @@ def test_without_once_the_servers_stay_up_until_a_signal_and_can_be_used() -> No
     assert rest.endswith("\nStopped. Since the table: 1 request, 1 upstream call.\n")
 
 
+@pytest.mark.long
 def test_a_signal_in_the_middle_ends_it_at_once_as_interrupted() -> None:
     """No table, no traceback, no stuck server."""
     with start("--once") as process:

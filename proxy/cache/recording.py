@@ -37,7 +37,6 @@ class Recording:
     # asked for.
     __slots__ = (
         "_head",
-        "_head",
         "chunks",
         "headers",
         "report",
@@ -67,7 +66,7 @@ class Recording:
     ) -> None:
         self.status = status
         self.headers = headers
-        """What every receiver of the answer may see; nothing of one call (request ids, cookies, rate limits)."""
+        """What every receiver of the answer may see: no cookies, no rate limits; the upstream's request id stays."""
         self.chunks = chunks
         """The body in order; for a stream as it was cut at event boundaries."""
         self.stored_at = stored_at

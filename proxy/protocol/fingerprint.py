@@ -150,7 +150,7 @@ def idempotency_index(secret: bytes, scope: bytes, idempotency_key: bytes) -> by
 
 
 def digest16(secret: bytes, purpose: bytes, data: bytes) -> bytes:
-    """A keyed 16-byte digest of ``data``, apart for each ``purpose`` (at most 16 bytes): scopes, ids in logs, the
-    second opinion on a body. Different purposes never give related digests."""
+    """A keyed 16-byte digest of ``data``, apart for each ``purpose`` (at most 16 bytes): scopes and
+    credential ids. Different purposes never give related digests."""
     hasher = blake2b(data, key=secret, digest_size=16, person=purpose)
     return hasher.digest()

@@ -56,6 +56,7 @@ class Kind(Enum):
     AMBIGUOUS_CREDENTIAL = Row(400, "ambiguous_credential", _INVALID, _INVALID, _C, False, "info")
     UPGRADE_REFUSED = Row(400, "upgrade_refused", _INVALID, _INVALID, _C, False, "info")
     INVALID_KEY = Row(401, "invalid_api_key", "authentication_error", "authentication_error", _C, False, "info")
+    BUDGET_SPENT = Row(402, "budget_exceeded", "insufficient_quota", "billing_error", _C, False, "info")
     FORBIDDEN = Row(403, "forbidden", "permission_error", "permission_error", _C, False, "info")
     NOT_FOUND = Row(404, "not_found", _INVALID, "not_found_error", _C, False, "info")
     METHOD_NOT_ALLOWED = Row(405, "method_not_allowed", _INVALID, _INVALID, _C, False, "info")
@@ -80,6 +81,8 @@ class Kind(Enum):
     PATIENCE = Row(504, "caller_deadline", "timeout_error", "timeout_error", _U, None, "warning")
 
     OVERLOADED = Row(503, "server_is_overloaded", _BUSY, "overloaded_error", _S, True, "warning")
+    AUTH_UNAVAILABLE = Row(503, "auth_unavailable", _BUSY, "overloaded_error", _S, True, "error")
+    USAGE_UNAVAILABLE = Row(503, "usage_unavailable", _BUSY, "overloaded_error", _S, True, "error")
     DRAINING = Row(503, "draining", _BUSY, "overloaded_error", _S, True, "info")
     SLOW_READER = Row(503, "slow_reader", _BUSY, "api_error", _S, None, "warning")
     BUG = Row(500, "internal_error", "api_error", "api_error", _S, None, "error")
@@ -127,3 +130,16 @@ class ProxyError(Exception):
 
     def __str__(self) -> str:
         return f"{self.kind.code}: {self.public}" + (f" ({self.detail})" if self.detail else "")
+
+
+class StoreError(Exception):
+    """The store did not do what it was asked. ``why`` is a low-cardinality word for the metric."""
+
+    __slots__ = ("transient", "why")
+
+    def __init__(self, why: str, detail: str = "", *, transient: bool = True) -> None:
+        super().__init__(f"{why}: {detail}" if detail else why)
+        self.why = why
+        """``unavailable``, ``timeout``, ``read_only``, ``full``, ``conflict``, ``schema``, ``closed`` …"""
+        self.transient = transient
+        """The same call may succeed later; ``False``: somebody has to act."""

@@ -34,10 +34,16 @@ class Lease(NamedTuple):
     """What nobody has spent or leased after this."""
     leased_picodollars: int
     """Leased by all holders together and not settled; some of it may come back."""
+    held_picodollars: int
+    """What this holder has leased and not settled in this window by the store's books, this grant included: so a
+    grant whose answer was lost is not lost, and a holder that was declared dead learns of it."""
     window: str
     """``2026-11-21``, ``2026-11`` or ``total``."""
     ends_at: float
     """Unix seconds at which the window ends; infinity for ``total``."""
+    spent_total: int = 0
+    """What the store has heard from this holder in this window: whoever forgot its own totals goes on from these."""
+    returned_total: int = 0
 
 
 class Watch(Protocol):
@@ -88,6 +94,10 @@ class Store(Protocol):
         """Set fields of a record (any but ``id``, ``created_at``, ``version``); ``None`` if there is no such key. A
         revocation sets ``revoked_at``, a rotation adds a record and expires the old one."""
 
+    async def rotate_key(self, key_id: str, record: KeyRecord, expires_at: float) -> KeyRecord | None:
+        """Add ``record``, which may have the name of the old key, and let the old one expire at ``expires_at`` (Unix
+        seconds) unless it does so before: both or neither. ``None`` if there is no such key; else as `add_key`."""
+
     async def changes_since(self, version: int, limit: int = 1000) -> Changes:
         """Records changed after ``version``, oldest change first."""
 
@@ -105,17 +115,29 @@ class Store(Protocol):
         self, account: str, budget: Budget, holder: str, *, need: int, want: int, lasts_s: float
     ) -> Lease:
         """Take between ``need`` and ``want`` picodollars out of the current window of ``account``'s budget, in one
-        step: spent + leased + granted never exceeds the limit. The holder's lease grows by it and lasts ``lasts_s``
-        seconds from now unless it is extended by another call (``need`` and ``want`` of 0 extend only). What a dead
-        holder had leased counts as spent until the usage of its requests is written; see `settle_dead`."""
+        step: spent + leased + granted never exceeds the limit. The holder's lease grows by it, and all leases it has
+        on this account, of earlier windows as well, last ``lasts_s`` seconds from now unless another call extends
+        them (``need`` and ``want`` of 0 extend only; ``need`` of 0 takes what there is up to ``want``). What a dead
+        holder had leased counts as spent until the usage of its requests is written; see `settle_dead`.
 
-    async def settle(self, account: str, window: str, holder: str, *, spent: int, returned: int) -> None:
-        """Turn ``spent`` of the holder's lease into money spent and give ``returned`` back. Spending more than is
-        leased is allowed here (the answer is there and has to be paid) and shows in ``spent``."""
+        Accounts are ``key:<id>``, ``team:<tenant>/<team>`` and ``tenant:<tenant>``. A holder is one process: the
+        first 16 characters of the ids of its requests (``req_`` and 12 hex digits)."""
+
+    async def settle(
+        self, account: str, window: str, holder: str, *, spent_total: int, returned_total: int
+    ) -> None:
+        """Tell how much the holder's requests have spent in this window and how much of its leases it has given back,
+        both since its first lease there: totals, not differences. The store applies what they grew by since it last
+        heard (never a decrease), so a call may be repeated after any failure. What a holder has leased at any time is
+        ``max(0, granted - spent - returned)`` by its totals: what it spends beyond its lease is spent all the same
+        (the answer is there and has to be paid) and comes out of its next grants. A holder that `settle_dead`
+        declared dead may turn out to live: what it reports counts from what the store remembers of it."""
 
     async def settle_dead(self, account: str, holder: str) -> None:
-        """A holder that died: its lease is given back. What its requests spent is added by the caller from their
-        usage records with ``settle`` first."""
+        """A holder that died, once the usage of its requests was written: in each window its ``spent_total`` becomes
+        what the usage rows of its requests (by the start of ``request_id``, the account and the window of ``at``) say
+        was billed, if that is more than it told itself, and what is left of its lease is given back. Its totals are
+        remembered until the window is over, and `expired_leases` names it no longer."""
 
     async def expired_leases(self) -> list[tuple[str, str, str]]:
         """(account, window, holder) of leases that nobody extended."""
@@ -130,4 +152,15 @@ class Store(Protocol):
         be offered again after any failure."""
 
     async def report(self, name: str, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Run one of the named reports of `store.sql`."""
+        """Run one of the named reports of `store.sql`; ``StoreError("unknown_report", transient=False)`` for another.
+
+        ``usage``: one row for each ``by`` (``day``, ``key``, ``team``, ``tenant``, ``model``, ``provider``, ``route``
+        or ``all``) of the requests admitted from ``since`` up to and without ``until`` (Unix seconds; days are UTC).
+        ``key_id``, ``tenant``, ``team`` and ``model`` leave out all others where they are given and not empty;
+        ``limit`` (1000) bounds the rows. Days come in their order, others with the most requests first.
+        Columns: ``label`` (``2026-11-21``, a key id, …), ``requests``, ``calls`` (made upstream), ``saved_calls``
+        (followers and hits), ``input_tokens``, ``output_tokens``, ``cached_input_tokens``, ``upstream_tokens``,
+        ``saved_tokens``, ``cost_picodollars``, ``upstream_picodollars``, ``saved_picodollars``, ``errors`` (answered
+        with 500 or above, or broken off), ``refused`` (with 400 to 498), ``estimated``: all ``int``; ``p50_ms``,
+        ``p95_ms`` of the whole time and ``first_byte_p50_ms``, ``overhead_p95_ms``: ``float``.
+        """

@@ -19,13 +19,11 @@ class Clock:
 
     __slots__ = ()
 
-    def now(self) -> float:
-        """Monotonic seconds."""
-        return time.monotonic()
-
-    def wall(self) -> float:
-        """Seconds since the Unix epoch."""
-        return time.time()
+    # The functions themselves: a method around them would cost more than they do, fifteen times a request.
+    now: Callable[[], float] = staticmethod(time.monotonic)
+    """Monotonic seconds."""
+    wall: Callable[[], float] = staticmethod(time.time)
+    """Seconds since the Unix epoch."""
 
 
 class Deadline:

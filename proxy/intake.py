@@ -118,12 +118,12 @@ class Intake:
     # -- the head --------------------------------------------------------------------------------------------
 
     def _open(self, head: ResponseHead) -> None:
-        plan, flight = self._plan, self.flight
+        plan, flight, first = self._plan, self.flight, head.first
         self.report.head_at = self._clock.now()
-        content_type = head.get(b"content-type").lower()
+        content_type = first.get(b"content-type", b"").lower()
         length = _length(head)
         streams = content_type.startswith(b"text/event-stream")
-        encoded = head.get(b"content-encoding").lower() not in (b"", b"identity")
+        encoded = b"content-encoding" in first and first[b"content-encoding"].lower() not in (b"", b"identity")
         watched = streams and plan.route.understood and head.status < 400 and not encoded
         if plan.key is None:
             answer = AnswerHead(head.status, private_response_headers(head), length=length, streams=streams)
@@ -132,8 +132,8 @@ class Intake:
             answer = AnswerHead(head.status, shared, leader_only, length=length, streams=streams)
         self._answer = self.report.head = answer
         # An end that is only the connection's proves nothing, so such an answer is passed on but not kept.
-        framed = length is not None or bool(head.get(b"transfer-encoding"))
-        self._keeps = framed and b"no-store" not in head.get(b"cache-control").lower() and not encoded
+        framed = length is not None or b"transfer-encoding" in first
+        self._keeps = framed and b"no-store" not in first.get(b"cache-control", b"").lower() and not encoded
         if watched:
             self._scanner = SseScanner(plan.route.grammar)
             self._usage = UsageReader(plan.target.dialect, plan.route.name)
@@ -141,7 +141,7 @@ class Intake:
         shareable = plan.key is None or is_shareable_head(
             head.status,
             content_type,
-            head.get(b"vary"),
+            first.get(b"vary", b""),
             expects=() if plan.route.shape is Shape.BINARY else _JSON,
             length=length,
             max_bytes=flight.table.limits.max_answer_bytes,
@@ -193,7 +193,7 @@ class Intake:
         """The upstream ended its message properly."""
         held = self._held
         if held is not None:
-            self._end_held(b"".join(held))
+            self._end_held(held[0] if len(held) == 1 else b"".join(held))
             return
         scanner = self._scanner
         if scanner is None:

@@ -2,13 +2,15 @@
 
 shared-cache look-up → the upstream call, whose bytes `Intake` puts on the tape → store.
 
-Production never sees a client. The task that runs here wakes up when the upstream's message is over, not for its
-bytes.
+Production never sees a client. Where an upstream connection is idle the request leaves in the tick that asks for it,
+and the transport calls back at the end (`launch`); otherwise a task waits for a connection, a shared cache, and the
+end of the message, never for its bytes (`run`).
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Protocol
 
 from proxy.accounting.report import Report
@@ -20,7 +22,7 @@ from proxy.errors import Kind, ProxyError
 from proxy.flight.flight import Ending, Flight, Phase
 from proxy.intake import Intake
 from proxy.policy.plan import Plan
-from proxy.upstream.base import Origin, Patience, Transport, UpstreamRequest
+from proxy.upstream.base import Call, Origin, Patience, Transport, UpstreamRequest
 from proxy.work import Work
 
 
@@ -35,7 +37,19 @@ class FlightBooks(Protocol):
 class Production:
     """Fills flights. One for the process; everything about a flight is on the flight."""
 
-    __slots__ = ("_books", "_clock", "_connect_s", "_deadlines", "_hot", "_shared", "_transport")
+    # Mutable state: _origins and _patiences remember records made from the catalog's, a few for each provider.
+    __slots__ = (
+        "_books",
+        "_clock",
+        "_connect_s",
+        "_deadlines",
+        "_hot",
+        "_origins",
+        "_patiences",
+        "_shared",
+        "_transport",
+        "finished",
+    )
 
     def __init__(
         self,
@@ -46,8 +60,10 @@ class Production:
         hot: HotCache,
         shared: SharedCache,
         books: FlightBooks,
+        finished: Callable[[Flight], None],
         connect_s: float = 5.0,
     ) -> None:
+        """``finished`` is told of the end of each flight that `launch` began."""
         self._clock = clock
         self._deadlines = deadlines
         self._transport = transport
@@ -55,6 +71,24 @@ class Production:
         self._shared = shared
         self._books = books
         self._connect_s = connect_s
+        self._origins: dict[str, Origin] = {}
+        self._patiences: dict[tuple[float, float, float], Patience] = {}
+        self.finished = finished
+
+    def launch(self, flight: Flight) -> DirectFlight | None:
+        """Begin to fill ``flight`` without a task, where nothing has to be waited for: its first await would be the
+        upstream's answer. ``None`` if that is not so."""
+        work: Work = flight.work
+        if self._shared.enabled and (work.plan.caching.reads or work.plan.caching.writes):
+            return None
+        report = flight.report = Report(flight.born_at)
+        intake = Intake(flight, report, self, self._clock, self._deadlines)
+        direct = DirectFlight(self, flight, intake)
+        try:
+            direct.call = self._transport.start(self._request(work), intake, self._patience(work.plan), direct.over)
+        except ProxyError:
+            return None  # `run` meets the same and has somebody to tell
+        return direct if direct.call is not None else None
 
     async def run(self, flight: Flight) -> None:
         """Fill ``flight``. It is sealed when this returns, however it went."""
@@ -62,20 +96,32 @@ class Production:
         intake = Intake(flight, report, self, self._clock, self._deadlines)
         try:
             await self._fill(flight, intake)
-        except ProxyError as error:
-            intake.fail(error)
-        except asyncio.CancelledError:
-            # The table stops a flight that it has sealed itself; anything else that cancels is the end of the loop.
-            intake.fail(ProxyError(Kind.DRAINING, "The proxy is shutting down."), Ending.SHUTDOWN)
-            raise
-        except Exception as bug:  # noqa: BLE001 - one of the two places that may: nobody must hang on a bug
-            self._books.bug("production", bug)
-            intake.fail(ProxyError(Kind.BUG, "Internal error.", detail=repr(bug)), Ending.BUG)
+        except BaseException as error:
+            self.conclude(flight, intake, error)
+            if not isinstance(error, Exception):
+                raise
+        else:
+            self.conclude(flight, intake, None)
+
+    def conclude(self, flight: Flight, intake: Intake, error: BaseException | None) -> None:
+        """The upstream's part is over: see to it that the flight is sealed, and book it."""
+        try:
+            if error is None:
+                pass
+            elif isinstance(error, ProxyError):
+                intake.fail(error)
+            elif isinstance(error, Exception):  # nobody must hang on a bug
+                self._books.bug("production", error)
+                intake.fail(ProxyError(Kind.BUG, "Internal error.", detail=repr(error)), Ending.BUG)
+            else:
+                # The table stops a flight that it has sealed itself; anything else that cancels is the loop's end.
+                intake.fail(ProxyError(Kind.DRAINING, "The proxy is shutting down."), Ending.SHUTDOWN)
         finally:
             intake.release()
             flight.filled()
-            self._settle_refresh(flight)
-            self._books.flown(flight, report)
+            if flight.work.renews:
+                self._settle_refresh(flight)
+            self._books.flown(flight, intake.report)
 
     async def _fill(self, flight: Flight, intake: Intake) -> None:
         work: Work = flight.work
@@ -87,7 +133,7 @@ class Production:
                 if self._is_fresh(recording, plan):  # an outlived one only stands in for a failing upstream
                     intake.replay(recording, "shared")
                     return
-        await self._transport.exchange(_request(work), intake, self._patience(plan))
+        await self._transport.exchange(self._request(work), intake, self._patience(plan))
         if flight.phase is Phase.FILLING and intake.recording is not None and plan.key is not None:
             await self._shared.put(plan.key, intake.recording, plan.caching.keeps_s)
 
@@ -96,7 +142,19 @@ class Production:
         return age_s < recording.ttl_s and (most_s is None or age_s <= most_s)
 
     def _patience(self, plan: Plan) -> Patience:
-        return Patience(self._connect_s, plan.first_byte_s, plan.idle_s, plan.total_s)
+        times = plan.first_byte_s, plan.idle_s, plan.total_s
+        patience = self._patiences.get(times)
+        if patience is None:
+            patience = self._patiences[times] = Patience(self._connect_s, *times)
+        return patience
+
+    def _request(self, work: Work) -> UpstreamRequest:
+        plan = work.plan
+        target = plan.target
+        origin = self._origins.get(target.origin)
+        if origin is None:
+            origin = self._origins[target.origin] = Origin(target.scheme, target.host, target.port)
+        return UpstreamRequest(origin, plan.method, plan.upstream_path, plan.headers, work.body)
 
     # -- intake.Shelf ----------------------------------------------------------------------------------------
 
@@ -131,8 +189,34 @@ class Production:
             self._hot.end_refresh(work.plan.key, self._clock.now())
 
 
-def _request(work: Work) -> UpstreamRequest:
-    plan, target = work.plan, work.plan.target
-    return UpstreamRequest(
-        Origin(target.scheme, target.host, target.port), plan.method, plan.upstream_path, plan.headers, work.body
-    )
+class DirectFlight:
+    """A flight on its way without a task: what the transport calls at the end. Implements ``flight.runner.Errand``."""
+
+    # Mutable state: _flight is None once the flight was concluded or cancelled.
+    __slots__ = ("_flight", "_intake", "_production", "call")
+
+    def __init__(self, production: Production, flight: Flight, intake: Intake) -> None:
+        self._production = production
+        self._flight: Flight | None = flight
+        self._intake = intake
+        self.call: Call | None = None
+
+    def over(self, error: BaseException | None) -> None:
+        """The upstream exchange ended."""
+        flight, self._flight = self._flight, None
+        if flight is not None:
+            self._conclude(flight, error)
+
+    def cancel(self) -> None:
+        """The flight was stopped. Its end is booked on the next turn: whoever stops it is in the middle of a step."""
+        flight, self._flight = self._flight, None
+        if flight is not None:
+            assert self.call is not None
+            self.call.cancel()
+            flight.table.runner.defer(lambda: self._conclude(flight, asyncio.CancelledError()))
+
+    def _conclude(self, flight: Flight, error: BaseException | None) -> None:
+        try:
+            self._production.conclude(flight, self._intake, error)
+        finally:
+            self._production.finished(flight)

@@ -143,8 +143,8 @@ class Flight:
         """The tape is kept from its beginning, for joiners and for the cache."""
         self.linger: Deadline | None = None
         self.task: Any = None
-        self.unsettled: Any = None
-        """Whose account waits for this flight's end; opaque here."""
+        self.unsettled: list[Any] = []
+        """Whose accounts wait for this flight's end; opaque here."""
         self._queue: list[Subscription] | None = None
         self._again = False
 
@@ -266,7 +266,7 @@ class Flight:
         eject whoever lags too far behind that one and drop what everybody has."""
         if self.phase is Phase.STREAMING and (self.paused or self.producer_paused):
             self._pace()
-        if not self.retains:
+        if not self.retains and self.subscribers:
             self._trim()
 
     def _pace(self) -> None:
@@ -301,8 +301,9 @@ class Flight:
             self.producer.resume()
 
     def _trim(self) -> None:
-        position = min((s.position for s in self.subscribers), default=self.tape.end)
-        self.table.retained_bytes -= self.tape.trim(position)
+        position = min([subscription.position for subscription in self.subscribers])
+        if position > self.tape.base:
+            self.table.retained_bytes -= self.tape.trim(position)
 
     # -- views -----------------------------------------------------------------------------------------------
 

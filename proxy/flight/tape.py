@@ -7,20 +7,29 @@ next chunk to read, counted from the first chunk of the answer.
 
 from __future__ import annotations
 
+from typing import Final
+
+_JOINED: Final = 4
+"""Joined reads that are kept for the next reader: those who catch up or stall do so at the same places, and a
+thousand of them are to hold one copy of what they have in common."""
+
 
 class Tape:
     """Chunks of one answer. Only the flight that owns the tape appends and trims; readers keep positions."""
 
-    # Mutable state, written by `append` and `trim` alone:
+    # Mutable state, written by `append` and `trim`:
     #   _chunks, _ends   retained chunks, and the byte offset behind each of them
     #   base             number of the first retained chunk (0 until something was trimmed)
     #   _base_bytes      byte offset of the first retained chunk
     #   total_bytes      bytes ever appended
-    __slots__ = ("_base_bytes", "_chunks", "_ends", "base", "total_bytes")
+    # and by `read`:
+    #   _joined          the last joined reads: (position, position behind) -> bytes, oldest first
+    __slots__ = ("_base_bytes", "_chunks", "_ends", "_joined", "base", "total_bytes")
 
     def __init__(self) -> None:
         self._chunks: list[bytes] = []
         self._ends: list[int] = []
+        self._joined: dict[tuple[int, int], bytes] | None = None
         self._base_bytes = 0
         self.base = 0
         self.total_bytes = 0
@@ -56,7 +65,21 @@ class Tape:
         stop = first + 1
         while stop < last and ends[stop] <= bound:
             stop += 1
-        return b"".join(chunks[first:stop]), self.base + stop
+        if first + 1 == stop:
+            return chunks[first], position + 1
+        return self._join(first, stop), self.base + stop
+
+    def _join(self, first: int, stop: int) -> bytes:
+        joined = self._joined
+        if joined is None:
+            joined = self._joined = {}
+        place = (self.base + first, self.base + stop)
+        data = joined.get(place)
+        if data is None:
+            data = joined[place] = b"".join(self._chunks[first:stop])
+            if len(joined) > _JOINED:
+                del joined[next(iter(joined))]
+        return data
 
     def lag_bytes(self, position: int) -> int:
         """How many bytes a reader at ``position`` has still to take."""
@@ -73,6 +96,7 @@ class Tape:
         behind = self._ends[count - 1]
         freed = behind - self._base_bytes
         del self._chunks[:count], self._ends[:count]
+        self._joined = None
         self.base = position
         self._base_bytes = behind
         return freed

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from proxy.protocol.message import HeaderList
 from proxy.protocol.routes import Dialect, Route
@@ -23,6 +24,9 @@ class ShareClass(Enum):
     COSTLY = "E"
     EFFECTS = "F"
     TIME_DEPENDENT = "G"
+
+    # Members are single, so identity will do; the enum's own hash is a Python call, and plans are looked up by class.
+    __hash__ = object.__hash__
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +81,20 @@ class Target:
     """The four before as one text, for the fingerprint."""
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What will be done for one request."""
+class Plan(NamedTuple):
+    """What will be done for one request. The fields behind ``idempotency_print`` are the same for every request with
+    the same head and class, and are taken over as a whole (`planner.Terms`)."""
 
+    key: bytes | None
+    """The fingerprint, 32 bytes, or ``None`` where the request cannot be fingerprinted."""
+    model: str
+    """As the caller named it; empty where the route has none."""
+    idempotency: bytes | None
+    """Index of (scope, Idempotency-Key), 32 bytes, or ``None``."""
+    idempotency_print: bytes | None
+    """Fingerprint without the idempotency key, to notice a key used twice for different requests."""
+    streams: bool
+    """The caller asked for a stream."""
     route: Route
     target: Target
     method: str
@@ -88,10 +102,6 @@ class Plan:
     """Path and query to send, base path included."""
     headers: HeaderList
     """Headers to send, credential and minted ones included; no Host, no framing."""
-    model: str
-    """As the caller named it; empty where the route has none."""
-    streams: bool
-    """The caller asked for a stream."""
     share_class: ShareClass
     sharing: Sharing
     caching: Caching
@@ -102,9 +112,3 @@ class Plan:
     total_s: float
     scope: bytes
     """Whose flights and cache entries this one may meet; opaque, 16 bytes."""
-    key: bytes | None
-    """The fingerprint, 32 bytes, or ``None`` where the request cannot be fingerprinted."""
-    idempotency: bytes | None = None
-    """Index of (scope, Idempotency-Key), 32 bytes, or ``None``."""
-    idempotency_print: bytes | None = None
-    """Fingerprint without the idempotency key, to notice a key used twice for different requests."""

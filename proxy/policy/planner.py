@@ -1,22 +1,27 @@
-"""Fold every policy into one plan. Pure: the same request, principal and catalog give the same plan."""
+"""Fold every policy into one plan. Pure: the same request, principal and catalog give the same plan.
+
+A plan has two parts. What follows from the head, the principal and the catalog is worked out once, as `Terms`, and
+serves every request that comes with the same head; what follows from the body is worked out for each.
+"""
 
 from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Final, NamedTuple
+from hashlib import blake2b
+from typing import Any, Final, NamedTuple
 
 from proxy import __version__
 from proxy.config.catalog import Catalog, Provider, RouteRules
 from proxy.config.principal import Principal
 from proxy.policy.caching import Lifetimes, decide_caching
 from proxy.policy.plan import Caching, Plan, Target
-from proxy.policy.sharing import alone, classify, decide_sharing
+from proxy.policy.sharing import Classified, alone, classify, decide_sharing
 from proxy.protocol.call import Call
 from proxy.protocol.encoding import decode_body
-from proxy.protocol.fingerprint import flight_key, idempotency_index
+from proxy.protocol.fingerprint import finish_key, flight_hasher, idempotency_index
 from proxy.protocol.headers import Controls, private_request_headers, semantic_headers, shared_request_headers
-from proxy.protocol.message import HeaderList, RequestHead
+from proxy.protocol.message import HeaderList, RequestHead, SentHeaders
 from proxy.protocol.routes import Dialect, Located, Shape
 
 MAX_KEY_BODY_BYTES: Final = 8 << 20
@@ -29,18 +34,54 @@ _AGENT: Final = f"sameflight/{__version__}".encode()
 _NO_CACHING: Final = Caching()
 
 
-class Asked(NamedTuple):
-    """Everything a plan is made from."""
+class Outline(NamedTuple):
+    """A plan without what only the body says."""
 
-    head: RequestHead
-    located: Located
-    call: Call | None
-    """``None`` where the body is not JSON that was parsed."""
-    body: bytes | None
-    """As sent; ``None`` for a streamed upload."""
-    principal: Principal
-    controls: Controls
-    catalog: Catalog
+    keyed: bool
+    """The request is to be fingerprinted."""
+    rest: tuple[Any, ...]
+    """The fields of `Plan` from ``streams`` on."""
+
+
+class Terms:
+    """What one head means to one principal under one catalog. Made by the pipeline and kept on the head, which it must
+    not point back to: a client whose head is new each time would leave a cycle behind with each request."""
+
+    # Mutable state: the dictionaries and lists that remember what was worked out; written by the planner only.
+    __slots__ = (
+        "catalog",
+        "controls",
+        "hashers",
+        "line",
+        "located",
+        "method",
+        "outlines",
+        "principal",
+        "private_headers",
+        "rules",
+        "shared_headers",
+        "target",
+        "upstream_path",
+    )
+
+    def __init__(
+        self, head: RequestHead, located: Located, controls: Controls, principal: Principal, catalog: Catalog
+    ) -> None:
+        self.located = located
+        self.method = head.method
+        self.controls = controls
+        self.principal = principal
+        self.catalog = catalog
+        self.rules: RouteRules = catalog.rules(located.route.name)
+        self.target = _target(catalog.providers[located.provider], located.dialect)
+        path = self.target.base_path + located.path
+        self.upstream_path = f"{path}?{head.query}" if head.query else path
+        self.outlines: dict[tuple[Classified, bool], Outline] = {}
+        self.hashers: dict[bool, blake2b] = {}
+        self.shared_headers: SentHeaders | None = None
+        self.private_headers: SentHeaders | None = None
+        self.line = ""
+        """What the access lines of these requests have in common; written by whoever writes them."""
 
 
 class Planner:
@@ -54,13 +95,38 @@ class Planner:
         self._minted: HeaderList = [(b"via", via)]
         self._shared_minted: HeaderList = [(b"accept-encoding", b"identity"), (b"user-agent", _AGENT), (b"via", via)]
 
-    def plan(self, asked: Asked) -> Plan:
-        """The plan of one request. What cannot be shared goes alone; nothing is refused here."""
-        head, located, call, _, principal, controls, catalog = asked
-        route = located.route
-        rules = catalog.rules(route.name)
-        target = _target(catalog.providers[located.provider], located.dialect)
-        classified = classify(route, call)
+    def plan(self, head: RequestHead, terms: Terms, call: Call | None, body: bytes | None) -> Plan:
+        """The plan of one request. What cannot be shared goes alone; nothing is refused here.
+
+        ``call`` is ``None`` where the body is not JSON that was parsed; ``body`` is as sent, ``None`` for a streamed
+        upload.
+        """
+        classified = classify(terms.located.route, call)
+        streams = call is not None and call.streams
+        model = call.model if call is not None else ""
+        outline = terms.outlines.get((classified, streams))
+        if outline is None:
+            outline = terms.outlines[classified, streams] = self._outline(head, terms, classified, streams)
+        if not outline.keyed:
+            return Plan(None, model, None, None, *outline.rest)
+        text, why = _key_body(head, terms, call, body)
+        if text is None:
+            return Plan(None, model, None, None, *self._outline(head, terms, classified, streams, why).rest)
+        idempotency_key = terms.controls.idempotency_key
+        hasher = terms.hashers.get(streams)
+        if hasher is None:
+            hasher = terms.hashers[streams] = self._hasher(head, terms, streams, idempotency_key or b"")
+        if idempotency_key is None:
+            return Plan(finish_key(hasher, text), model, None, None, *outline.rest)
+        index = idempotency_index(self._secret, terms.principal.scope, idempotency_key)
+        unmarked = finish_key(self._hasher(head, terms, streams, b""), text)
+        return Plan(finish_key(hasher, text), model, index, unmarked, *outline.rest)
+
+    def _outline(
+        self, head: RequestHead, terms: Terms, classified: Classified, streams: bool, unkeyed: str = ""
+    ) -> Outline:
+        """Everything about a request of this class; ``unkeyed`` says why it has no fingerprint in spite of it."""
+        rules, controls, located = terms.rules, terms.controls, terms.located
         sharing = decide_sharing(classified, rules.share, controls)
         caching = decide_caching(
             classified.share_class,
@@ -68,57 +134,53 @@ class Planner:
             controls,
             idempotency_ttl_s=self._idempotency_ttl_s,
         )
-        streams = call is not None and call.streams
-        key = idempotency = idempotency_print = None
-        headers: HeaderList | None = None
-        if sharing.registers or caching.writes:
-            body, why = _key_body(asked)
-            if body is None:
-                sharing, caching = alone(why, controls), _NO_CACHING
-            else:
-                key = self._key(asked, target, body, streams, controls.idempotency_key or b"")
-                if controls.idempotency_key is not None:
-                    idempotency = idempotency_index(self._secret, principal.scope, controls.idempotency_key)
-                    idempotency_print = self._key(asked, target, body, streams, b"")
-                credential = principal.credential + self._shared_minted
-                headers = shared_request_headers(head, located.dialect, credential, _extra(located))
-                headers += _marks(head)
-        if headers is None:
-            headers = private_request_headers(head, principal.credential + self._minted)
-            if route.understood:  # an answer that is to be read comes as it is
+        keyed = sharing.registers or caching.writes
+        if keyed and unkeyed:
+            keyed, sharing, caching = False, alone(unkeyed, controls), _NO_CACHING
+        rest = (
+            streams,
+            located.route,
+            terms.target,
+            terms.method,
+            terms.upstream_path,
+            self._shared_headers(head, terms) if keyed else self._private_headers(head, terms),
+            classified.share_class,
+            sharing,
+            caching,
+            _leave_s(rules, streams=streams),
+            rules.first_byte_s,
+            rules.idle_s,
+            rules.total_s,
+            terms.principal.scope,
+        )
+        return Outline(keyed, rest)
+
+    def _shared_headers(self, head: RequestHead, terms: Terms) -> SentHeaders:
+        if terms.shared_headers is None:
+            located = terms.located
+            credential = terms.principal.credential + self._shared_minted
+            headers = shared_request_headers(head, located.dialect, credential, _extra(located))
+            terms.shared_headers = SentHeaders(headers + _marks(head))
+        return terms.shared_headers
+
+    def _private_headers(self, head: RequestHead, terms: Terms) -> SentHeaders:
+        if terms.private_headers is None:
+            headers = private_request_headers(head, terms.principal.credential + self._minted)
+            if terms.located.route.understood:  # an answer that is to be read comes as it is
                 headers = [header for header in headers if header[0] != b"accept-encoding"]
                 headers.append((b"accept-encoding", b"identity"))
-        path = target.base_path + located.path
-        return Plan(
-            route=route,
-            target=target,
-            method=head.method,
-            upstream_path=f"{path}?{head.query}" if head.query else path,
-            headers=headers,
-            model=call.model if call is not None else "",
-            streams=streams,
-            share_class=classified.share_class,
-            sharing=sharing,
-            caching=caching,
-            leave_s=_leave_s(rules, streams=streams),
-            first_byte_s=rules.first_byte_s,
-            idle_s=rules.idle_s,
-            total_s=rules.total_s,
-            scope=principal.scope,
-            key=key,
-            idempotency=idempotency,
-            idempotency_print=idempotency_print,
-        )
+            terms.private_headers = SentHeaders(headers)
+        return terms.private_headers
 
-    def _key(self, asked: Asked, target: Target, body: bytes, streams: bool, idempotency_key: bytes) -> bytes:
-        head, located = asked.head, asked.located
-        return flight_key(
+    def _hasher(self, head: RequestHead, terms: Terms, streams: bool, idempotency_key: bytes) -> blake2b:
+        located, target, principal = terms.located, terms.target, terms.principal
+        return flight_hasher(
             self._secret,
-            config_version=asked.catalog.generation,
-            scope=asked.principal.scope,
+            config_version=terms.catalog.generation,
+            scope=principal.scope,
             provider=target.provider,
             origin=target.origin,
-            credential=asked.principal.credential_id,
+            credential=principal.credential_id,
             method=head.method,
             path=located.path,
             query=head.query,
@@ -126,10 +188,9 @@ class Planner:
             content_type=head.get(b"content-type"),
             encoding=head.get(b"content-encoding"),
             streams=streams,
-            variant=asked.controls.variant,
+            variant=terms.controls.variant,
             idempotency_key=idempotency_key,
             transform=b"",
-            body=body,
         )
 
 
@@ -171,17 +232,16 @@ def _target(provider: Provider, dialect: Dialect) -> Target:
     )
 
 
-def _key_body(asked: Asked) -> tuple[bytes | None, str]:
+def _key_body(head: RequestHead, terms: Terms, call: Call | None, body: bytes | None) -> tuple[bytes | None, str]:
     """The body to hash (decoded, if it came encoded), or ``None`` and why there is none. The bytes that are sent
     stay as they came; the encoding is a field of the key, because an upstream may not know it."""
-    body = asked.body
-    if asked.located.route.shape is Shape.READ and not body:
+    if terms.located.route.shape is Shape.READ and not body:
         return b"", ""
     if body is None:
         return None, "no_fingerprint"
-    if asked.call is not None:
-        body = asked.call.body
-    elif asked.head.get(b"content-encoding"):
+    if call is not None:
+        body = call.body
+    elif head.get(b"content-encoding"):
         return None, "encoding"
     if len(body) > MAX_KEY_BODY_BYTES:
         return None, "body_size"

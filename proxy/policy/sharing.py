@@ -46,10 +46,21 @@ _EFFECTS: Final = ("conversation", "mcp_servers", "container", "thread", "fallba
 _INLINE_TOOLS: Final = (b'"additional_tools"', b'"tool_addition"')
 
 
+# Every name that decides something below, but for a temperature of the kind most requests carry.
+_TELLING: Final = frozenset(
+    ("store", "background", "prompt", "web_search_options", "functions", "tools", "audio", "seed", "random_seed", "n")
+) | frozenset(_EFFECTS)
+_PLAIN: Final = frozenset(("chat.completions", "messages"))
+"""Routes whose requests are of class C unless one of those names is there."""
+
+
 class Classified(NamedTuple):
     share_class: ShareClass
     deterministic: bool
     """The caller asked for the same answer each time, so that sharing cannot surprise it."""
+
+
+_SAMPLED: Final = Classified(ShareClass.SAMPLED, deterministic=False)
 
 
 def classify(route: Route, call: Call | None) -> Classified:
@@ -59,6 +70,9 @@ def classify(route: Route, call: Call | None) -> Classified:
     if not route.understood or call is None or route.name in _STATEFUL:
         return Classified(ShareClass.EFFECTS, deterministic=False)
     fields = call.fields
+    if route.name in _PLAIN and fields.get("temperature", 1) and _TELLING.isdisjoint(fields):
+        if call.body.find(b"tool") < 0:
+            return _SAMPLED  # nothing below would find anything
     if _has_effects(route, fields) or any(call.body.find(word) >= 0 for word in _INLINE_TOOLS):
         return Classified(ShareClass.EFFECTS, deterministic=False)
     deterministic = _is_deterministic(fields)

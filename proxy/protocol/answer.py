@@ -54,11 +54,8 @@ class AnswerHead:
         """Bytes of the body if the upstream said so."""
         self.streams = streams
         """The body is an event stream."""
-        self.request_id = b""
-        for name, value in shared:
-            if name in (b"x-request-id", b"request-id"):
-                self.request_id = value
-                break
+        names = dict(shared)
+        self.request_id = names.get(b"x-request-id") or names.get(b"request-id", b"")
         self.retry_after: HeaderList = []
         """When to come back, in seconds and milliseconds, where the upstream was busy; not part of ``block``, because
         those who share a refusal must not all return in the same moment."""
@@ -66,7 +63,7 @@ class AnswerHead:
             self.retry_after = [line for line in shared if line[0] in _RETRY_AFTER and _is_number(line[1])]
             shared = [line for line in shared if line not in self.retry_after]
         self.block = _without_cache_control(shared) + _STREAM_LINES if streams else render_headers(shared)
-        self.leader_block = render_headers(self.leader_only)
+        self.leader_block = render_headers(leader_only) if leader_only else b""
 
     def __repr__(self) -> str:
         kind = "stream" if self.streams else "whole"

@@ -353,23 +353,12 @@ def private_response_headers(head: ResponseHead) -> HeaderList:
 
 def _sort_out(headers: HeaderList, verdicts: _Verdicts) -> tuple[HeaderList, HeaderList]:
     """(shared, for the leader), without nominated headers and without values that hold control characters."""
-    shared: HeaderList = []
-    leader: HeaderList = []
-    values: list[bytes] = []
-    connection: list[bytes] = []
-    for header in headers:
-        verdict = verdicts[header[0]]
-        if verdict == _SHARED:
-            shared.append(header)
-            values.append(header[1])
-        elif verdict == _LEADER:
-            leader.append(header)
-            values.append(header[1])
-        elif header[0] == b"connection":
-            connection.append(header[1])
+    shared = [header for header in headers if verdicts[header[0]] == _SHARED]
+    leader = [header for header in headers if verdicts[header[0]] == _LEADER]
+    connection = [value for name, value in headers if name == b"connection"]
     nominated = _nominated(b",".join(connection)) if connection else _NOBODY
     # One pass over all values together; the look at each is for the rare answer that needs it.
-    if nominated or not _is_clean(b"".join(values)):
+    if nominated or not _is_clean(b"".join([value for _, value in headers])):
         shared = [header for header in shared if header[0] not in nominated and _is_clean(header[1])]
         leader = [header for header in leader if header[0] not in nominated and _is_clean(header[1])]
     return shared, leader

@@ -8,6 +8,7 @@ decisions read.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from proxy.errors import Kind, ProxyError
 
@@ -30,10 +31,22 @@ _SINGLE = frozenset(
 _CREDENTIALS = frozenset((b"authorization", b"x-api-key", b"api-key"))
 
 
-class RequestHead:
-    """Method, target and headers of one client request; no body."""
+class SentHeaders(list[tuple[bytes, bytes]]):
+    """A header list that is sent with many requests: whoever writes it to the wire keeps its lines in ``lines``. It
+    must not be changed once they are there."""
 
-    __slots__ = ("headers", "method", "path", "query", "raw")
+    __slots__ = ("lines",)
+
+    def __init__(self, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
+        super().__init__(headers)
+        self.lines: bytes | None = None
+
+
+class RequestHead:
+    """Method, target and headers of a client request; no body. One object may stand for many requests of a connection
+    whose heads differ in nothing but the length of their bodies, so nobody changes it."""
+
+    __slots__ = ("headers", "method", "path", "query", "raw", "terms")
 
     def __init__(self, method: str, path: str, query: str, headers: dict[bytes, bytes], raw: HeaderList) -> None:
         self.method = method
@@ -46,6 +59,8 @@ class RequestHead:
         """Lower-case name to value; the values of a repeated header are joined by ``, ``."""
         self.raw = raw
         """Every header line in order, names lower-case."""
+        self.terms: Any = None
+        """What the pipeline made of it the last time; opaque here."""
 
     def get(self, name: bytes) -> bytes:
         """The header's value, or ``b""``."""
@@ -88,19 +103,18 @@ def _repeated(name: bytes) -> ProxyError:
 class ResponseHead:
     """Status and headers of one upstream response, final (never 1xx)."""
 
-    __slots__ = ("headers", "status")
+    __slots__ = ("first", "headers", "status")
 
     def __init__(self, status: int, headers: HeaderList) -> None:
         self.status = status
         self.headers = headers
         """Lower-case names, values as received, hop-by-hop ones included."""
+        self.first = dict(headers[::-1])
+        """The first value of each name."""
 
     def get(self, name: bytes) -> bytes:
         """First value of the header, or ``b""``."""
-        for key, value in self.headers:
-            if key == name:
-                return value
-        return b""
+        return self.first.get(name, b"")
 
     def __repr__(self) -> str:
         return f"<ResponseHead {self.status} {len(self.headers)} headers>"

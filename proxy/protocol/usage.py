@@ -6,8 +6,7 @@ refused and counted, never credited or charged, and the caller estimates instead
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 
@@ -20,11 +19,12 @@ _MAX_COUNT: Final = 1 << 53
 _MAX_TAIL_BYTES: Final = 2048
 _BYTES_PER_TOKEN: Final = 4
 
+_PLAIN: Final = frozenset(("prompt_tokens", "completion_tokens", "total_tokens"))
+
 _Fields = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """Tokens of one upstream call. ``input_tokens`` is all input, cached and cache-written tokens included, whatever
     the dialect's own sums leave out; ``output_tokens`` is as reported."""
 
@@ -138,6 +138,8 @@ def _is_anthropic(dialect: Dialect, route_name: str) -> bool:
 def _read_report(report: _Fields, anthropic: bool) -> Usage | None:
     """Read a usage object of any dialect; ``None`` if it has no token counts. Raises ``_RefusedError``."""
     if "prompt_tokens" in report or "completion_tokens" in report:
+        if not anthropic and _PLAIN.issuperset(report):  # nothing but plain counts, as most answers have
+            return Usage(_count(report, "prompt_tokens"), _count(report, "completion_tokens"))
         given, produced = _count(report, "prompt_tokens"), _count(report, "completion_tokens")
         inside, outside = report.get("prompt_tokens_details"), report.get("completion_tokens_details")
     elif "input_tokens" in report or "output_tokens" in report:

@@ -92,13 +92,25 @@ class AccessLog:
         if self._logger is not None:
             getattr(self._logger, level)("request", **record)
             return
+        self._put(_to_json(record)[1:-1], level)
+
+    @property
+    def takes_text(self) -> bool:
+        """Lines are JSON, so whoever has the text of the fields already writes that (`write_text`)."""
+        return self._logger is None
+
+    def write_text(self, fields: str, level: str = "info") -> None:
+        """Write one line whose fields are ready, as the inside of a JSON object; the caller has masked them."""
+        if LEVELS[level] >= self.threshold:
+            self._put(fields.encode(), level)
+
+    def _put(self, fields: bytes, level: str) -> None:
         now = time.time()
         second = int(now)
         if second != self._second:
             self._second = second
             self._stamp = time.strftime('{"ts":"%Y-%m-%dT%H:%M:%S.', time.gmtime(second)).encode()
-        fields = _to_json(record)[1:]
-        self._sink.write(b"%b%06d%b%b\n" % (self._stamp, (now - second) * 1e6, _AFTER_TIME[level], fields))
+        self._sink.write(b"%b%06d%b%b}\n" % (self._stamp, (now - second) * 1e6, _AFTER_TIME[level], fields))
 
 
 def _mask_foreign(record: dict[str, Any]) -> None:

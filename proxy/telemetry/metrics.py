@@ -223,6 +223,10 @@ class Metrics:
     cache_misses_total: Counts
     cache_evictions_total: Counts
     cache_bytes: Counts
+    cache_stores_total: Counts
+    cache_failures_total: Counts
+    cache_purges_total: Counts
+    cache_up: Counts
     stale_served_total: Counts
     connections: Counts
     connections_closed_total: Counts
@@ -235,6 +239,8 @@ class Metrics:
 
     def __init__(self, models: Iterable[str] = ()) -> None:
         """``models`` are names that have series of their own from the start."""
+        self.before_render: list[Callable[[], None]] = []
+        """Called before each rendering, by whoever counts in batches."""
         self._models: dict[str, str] = {name: name for name in list(models)[:MAX_MODELS]}
         self.last_bug = ""
         """Where the last unexpected exception came from, and what it was."""
@@ -296,5 +302,7 @@ class Metrics:
 
     def render(self, accept: list[str]) -> tuple[bytes, str]:
         """The exposition and its content type, for the values of the scraper's ``Accept`` headers."""
+        for catch_up in self.before_render:
+            catch_up()
         body, headers = render(self._registry, accept)
         return body, headers["Content-Type"]

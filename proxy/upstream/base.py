@@ -8,7 +8,7 @@ pass ``tests/seams/test_transport.py``.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import NamedTuple, Protocol
 
 from proxy.protocol.message import HeaderList, ResponseHead
@@ -90,6 +90,16 @@ class Receiver(Protocol):
         that a whole small answer is one call."""
 
 
+Over = Callable[[BaseException | None], None]
+
+
+class Call(Protocol):
+    """An exchange that was begun by `Transport.start`."""
+
+    def cancel(self) -> None:
+        """Close the connection at once; ``over`` is not called any more."""
+
+
 class Transport(Protocol):
     """Carries requests to upstreams."""
 
@@ -100,6 +110,11 @@ class Transport(Protocol):
         ``SAME`` only if nothing was delivered and the request may be sent again without paying twice.
         Cancelling the call closes the connection at once; it never goes back to a pool.
         """
+
+    def start(self, request: UpstreamRequest, receiver: Receiver, patience: Patience, over: Over) -> Call | None:
+        """The same without waiting for anything: if a connection is idle the request leaves in this tick, and
+        ``over`` is called once at the end, with ``None`` or the error. ``None`` if that is not possible; nothing has
+        happened then."""
 
     async def close(self) -> None:
         """Close idle connections and refuse new exchanges; running ones go on."""

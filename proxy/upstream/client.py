@@ -1,7 +1,7 @@
 """``WireTransport``: our own HTTP/1.1 client, the transport for everything hot.
 
 An exchange on an idle connection has no await before its write, no task and no timer: it takes the connection used
-last, writes, and waits for one future. Opening a connection, queueing for one and sending a streamed body are the
+last, writes, and waits for one future, or (`start`) for nothing at all. Opening a connection, queueing for one and sending a streamed body are the
 slow paths.
 
 Redirects are answers like any other; nothing is ever followed.
@@ -10,17 +10,88 @@ Redirects are answers like any other; nothing is ever followed.
 from __future__ import annotations
 
 import asyncio
+from contextvars import Context
 from typing import Any
 
 from proxy.clock import Clock, Deadlines
 from proxy.upstream import faults
-from proxy.upstream.base import BodySource, Origin, Patience, Receiver, UpstreamRequest
+from proxy.upstream.base import BodySource, Origin, Over, Patience, Receiver, UpstreamRequest
 from proxy.upstream.compose import make_head
 from proxy.upstream.connect import Connector
 from proxy.upstream.counts import Caps, Counts
 from proxy.upstream.pool import Limits, OriginPool
 from proxy.upstream.until import Until
-from proxy.upstream.wire import StaleError, WireConnection
+from proxy.upstream.wire import Hold, StaleError, WireConnection
+
+
+class DirectCall(Hold):
+    """An exchange that left on an idle connection in its caller's tick: no task, no future. Only the retry of one
+    whose connection turned out to be dead needs a task. Implements ``base.Call``."""
+
+    # Mutable state: the hold on the connection for the first try, and _task for the second; _over is None once told.
+    __slots__ = ("_head", "_over", "_patience", "_receiver", "_request", "_started_at", "_task", "_transport")
+
+    def __init__(
+        self,
+        transport: WireTransport,
+        request: UpstreamRequest,
+        head: bytes,
+        receiver: Receiver,
+        patience: Patience,
+        started_at: float,
+        over: Over,
+    ) -> None:
+        self._transport = transport
+        self._request = request
+        self._head = head
+        self._receiver = receiver
+        self._patience = patience
+        self._started_at = started_at
+        self._over: Over | None = over
+        self._task: asyncio.Task[None] | None = None
+        self.connection = None
+        self.waiter = None
+
+    def end(self, error: BaseException | None) -> None:
+        """Called by the connection, once."""
+        if type(error) is StaleError:
+            self._task = asyncio.get_running_loop().create_task(self._send_again(), context=Context())
+            self._task.add_done_callback(self._sent_again)
+        else:
+            self._tell(error)
+
+    async def _send_again(self) -> None:
+        await self._transport.send_again(
+            self._request, self._head, self._receiver, self._patience, started_at=self._started_at
+        )
+
+    def _sent_again(self, task: asyncio.Task[None]) -> None:
+        self._tell(asyncio.CancelledError() if task.cancelled() else task.exception())
+
+    def _tell(self, error: BaseException | None) -> None:
+        over, self._over = self._over, None
+        if over is not None:
+            over(error)
+
+    def cancel(self) -> None:
+        self._over = None
+        if self._task is not None:
+            self._task.cancel()
+        else:
+            self.leave()
+
+
+async def _end_of(hold: Hold) -> None:
+    """Wait for the end of an exchange; whoever is cancelled meanwhile leaves it."""
+    waiter = hold.waiter
+    assert waiter is not None
+    try:
+        await waiter
+    except asyncio.CancelledError:
+        hold.leave()
+        if waiter.done() and not waiter.cancelled():
+            waiter.exception()  # nobody will ask for it; say so
+        raise
 
 
 class WireTransport:
@@ -55,42 +126,59 @@ class WireTransport:
         connection = pool.take(now)
         if connection is None:
             connection = await self._open(pool, patience, now, fresh=False)
-        waiter = connection.send(request, head, receiver, patience, now)
+        hold = self._send(connection, request, head, receiver, patience, now)
         try:
             if isinstance(request.body, bytes):
-                await waiter
+                await _end_of(hold)
             else:
-                await self._upload(connection, request.body, waiter)
-        except asyncio.CancelledError:
-            connection.leave(waiter)
-            raise
+                await self._upload(connection, request.body, hold)
         except StaleError:
             if not isinstance(request.body, bytes):
                 raise faults.reset("reset", "a reused connection died, and the body cannot be sent again") from None
-            await self._send_again(request, head, receiver, patience, started_at=now)
+            await self.send_again(request, head, receiver, patience, started_at=now)
 
-    async def _send_again(
+    def start(self, request: UpstreamRequest, receiver: Receiver, patience: Patience, over: Over) -> DirectCall | None:
+        """See ``base.Transport``."""
+        pool = self._pools.get(request.origin)
+        if pool is None or type(request.body) is not bytes:
+            return None
+        head = make_head(request, pool.line_end)
+        now = self._clock.now()
+        connection = pool.take(now)
+        if connection is None:
+            return None
+        call = DirectCall(self, request, head, receiver, patience, now, over)
+        connection.send(request, head, receiver, patience, call, now, now)
+        return call
+
+    def _send(
+        self,
+        connection: WireConnection,
+        request: UpstreamRequest,
+        head: bytes,
+        receiver: Receiver,
+        patience: Patience,
+        started_at: float,
+    ) -> Hold:
+        """Send with a future to wait for."""
+        hold = Hold(self._loop.create_future())
+        connection.send(request, head, receiver, patience, hold, started_at, self._clock.now())
+        return hold
+
+    async def send_again(
         self, request: UpstreamRequest, head: bytes, receiver: Receiver, patience: Patience, *, started_at: float
     ) -> None:
         """The one transparent retry. On a fresh connection nothing counts as stale, so there is no third time."""
         self.counts.stale_retries += 1
         pool = self._pools.get(request.origin) or self._pool(request.origin)
         connection = await self._open(pool, patience, started_at, fresh=True)
-        waiter = connection.send(request, head, receiver, patience, started_at)
-        try:
-            await waiter
-        except asyncio.CancelledError:
-            connection.leave(waiter)
-            raise
+        await _end_of(self._send(connection, request, head, receiver, patience, started_at))
 
-    async def _upload(self, connection: WireConnection, body: BodySource, waiter: asyncio.Future[None]) -> None:
+    async def _upload(self, connection: WireConnection, body: BodySource, hold: Hold) -> None:
         """Send a streamed body while the answer may already be coming; the exchange's end ends the sending."""
         upload = connection.upload(body)
         try:
-            await waiter
-        except asyncio.CancelledError:
-            connection.leave(waiter)
-            raise
+            await _end_of(hold)
         finally:
             if not upload.done():
                 upload.cancel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from proxy.protocol.message import HeaderList, SentHeaders
 from proxy.upstream import faults
 from proxy.upstream.base import Origin, UpstreamRequest
 
@@ -26,12 +27,25 @@ def make_head(request: UpstreamRequest, line_end: str) -> bytes:
     method, target, headers = request.method, request.target, request.headers
     framing = _framing(request)
     start = f"{method} {target}{line_end}{framing}".encode("utf-8", "surrogateescape")
-    head = b"%b%b\r\n\r\n" % (start, _join_lines(map(_join_field, headers))) if headers else start + b"\r\n"
-    # Request line, host and empty line are ours, framing is one more or none. Scans at the speed of memchr.
-    ends = 3 + len(headers) + bool(framing)
-    if head.count(b"\n") != ends or head.count(b"\r") != ends or 0 in head or " " in target or " " in method:
+    lines = headers.lines if type(headers) is SentHeaders else None
+    if lines is None:
+        lines = _render(headers)
+        if type(headers) is SentHeaders:
+            headers.lines = lines
+    # Request line and host are ours, framing is one more or none. Scans at the speed of memchr.
+    ends = 2 + bool(framing)
+    if start.count(b"\n") != ends or start.count(b"\r") != ends or 0 in start or " " in target or " " in method:
         raise faults.malformed_request(f"control byte or space in the head of {method} {target!r}")
-    return head
+    return start + lines
+
+
+def _render(headers: HeaderList) -> bytes:
+    """The header lines and the empty line, checked as `make_head` says."""
+    lines = b"%b\r\n\r\n" % _join_lines(map(_join_field, headers)) if headers else b"\r\n"
+    ends = 1 + len(headers)
+    if lines.count(b"\n") != ends or lines.count(b"\r") != ends or 0 in lines:
+        raise faults.malformed_request("control byte in a header")
+    return lines
 
 
 def _framing(request: UpstreamRequest) -> str:

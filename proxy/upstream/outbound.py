@@ -9,7 +9,7 @@ from typing import Any, Final
 from proxy.clock import Clock, Deadlines
 from proxy.config.settings import Settings
 from proxy.protocol.message import HeaderList
-from proxy.upstream.base import Origin, Patience, Receiver, UpstreamRequest
+from proxy.upstream.base import Call, Origin, Over, Patience, Receiver, UpstreamRequest
 from proxy.upstream.client import WireTransport
 from proxy.upstream.connect import Connector, make_tls_context
 from proxy.upstream.counts import Caps
@@ -50,6 +50,12 @@ class Outbound:
             await self._proxied().exchange(request, receiver, patience)
         else:
             await self.wire.exchange(request, receiver, patience)
+
+    def start(self, request: UpstreamRequest, receiver: Receiver, patience: Patience, over: Over) -> Call | None:
+        """See ``base.Transport``."""
+        if self._may_proxy and self._rules.proxy_for(request.origin) is not None:
+            return None
+        return self.wire.start(request, receiver, patience, over)
 
     async def connect_websocket(
         self, origin: Origin, target: str, headers: HeaderList, protocols: Sequence[str], patience: Patience

@@ -27,7 +27,7 @@ from proxy.clock import Clock, Deadlines
 from proxy.errors import ProxyError
 from proxy.protocol.message import HeaderList, ResponseHead
 from proxy.upstream import faults
-from proxy.upstream.base import BodySource, Origin, Patience, Receiver, UpstreamRequest
+from proxy.upstream.base import BodySource, Call, Origin, Over, Patience, Receiver, UpstreamRequest
 from proxy.upstream.body import MeasuredBody
 from proxy.upstream.counts import Caps
 from proxy.upstream.dns import Resolver
@@ -177,6 +177,10 @@ class SessionTransport:
             max_field_size=self._caps.head_bytes,
             max_headers=self._caps.headers,
         )
+
+    def start(self, request: UpstreamRequest, receiver: Receiver, patience: Patience, over: Over) -> Call | None:
+        """Never: a session has no way to send without waiting."""
+        return None
 
     async def exchange(self, request: UpstreamRequest, receiver: Receiver, patience: Patience) -> None:
         """See ``base.Transport``."""

@@ -2,7 +2,7 @@
 
 A connection carries one exchange at a time. The request leaves in one write; the response is pushed to the receiver
 in the tick in which its bytes came in, one ``on_read`` for each read. There is no task, no timer and no await on
-this path; the caller waits for one future.
+this path; the caller is called at the end, or waits for one future.
 
 The law of this module: bytes of one exchange can never reach another. A connection goes back to its owner only when
 its message ended cleanly, nothing came after it, and the request had left completely; in every other case the
@@ -45,12 +45,15 @@ class Owner(Protocol):
 
 
 class Hold:
-    """The receiver's ``Control`` of one exchange; dead once that is over and the connection serves another."""
+    """One exchange's hold on its connection: the receiver's ``Control``, and the caller's way to hear of the end and to
+    leave. Dead (``connection`` is ``None``) once the exchange is over and the connection may serve another."""
 
-    __slots__ = ("connection",)
+    __slots__ = ("connection", "waiter")
 
-    def __init__(self, connection: WireConnection) -> None:
-        self.connection: WireConnection | None = connection
+    def __init__(self, waiter: asyncio.Future[None] | None) -> None:
+        """The end is told to ``waiter``; who needs no future overrides ``end``."""
+        self.connection: WireConnection | None = None
+        self.waiter = waiter
 
     def pause(self) -> None:
         if self.connection is not None:
@@ -60,14 +63,33 @@ class Hold:
         if self.connection is not None:
             self.connection.resume()
 
+    def leave(self) -> None:
+        """Nobody wants the answer: close the connection, if it is still this exchange's. Nothing is told."""
+        if self.connection is not None:
+            self.connection.abort()
+
+    @property
+    def left(self) -> bool:
+        """The caller was cancelled in this tick, and its task has not run yet."""
+        return self.waiter is not None and self.waiter.done()
+
+    def end(self, error: BaseException | None) -> None:
+        """The exchange is over; called once, by the connection."""
+        waiter = self.waiter
+        if waiter is not None and not waiter.done():
+            if error is None:
+                waiter.set_result(None)
+            else:
+                waiter.set_exception(error)
+
 
 class WireConnection(asyncio.Protocol):
     """One connection. Idle, it waits in its owner; busy, it belongs to one exchange."""
 
     # The loop's callbacks and `send`, `abort`, `pause`, `resume` write everything below; nobody else does, but for
-    # `adopted`, `idle_since` and `opened_at`, which the owner keeps. While idle, _receiver, _waiter and _hold are
-    # None; they are set by `send` and cleared by `_detach`, together. _waiter is also the token by which an exchange
-    # knows that the connection is still its own: a cancelled one may wake when it already serves another.
+    # `adopted`, `idle_since` and `opened_at`, which the owner keeps. While idle, _receiver and _hold are None; they are
+    # set by `send` and cleared by `_detach`, together. A hold knows whether the connection is still its exchange's: a
+    # cancelled one may wake when it already serves another.
     __slots__ = (
         "_clock",
         "_counts",
@@ -88,7 +110,6 @@ class WireConnection(asyncio.Protocol):
         "_transport",
         "_unsent_bytes",
         "_uploading",
-        "_waiter",
         "_write_paused",
         "adopted",
         "closed",
@@ -124,7 +145,6 @@ class WireConnection(asyncio.Protocol):
         self.keep_session: Callable[[], None] | None = None
         """Called once, after the first clean answer: by then a TLS 1.3 server has sent its tickets."""
         self._receiver: Receiver | None = None
-        self._waiter: asyncio.Future[None] | None = None
         self._hold: Hold | None = None
         self._deadline: Deadline | None = None
         self._drained: asyncio.Future[None] | None = None
@@ -134,24 +154,31 @@ class WireConnection(asyncio.Protocol):
     # -- the exchange ------------------------------------------------------------------------------------------
 
     def send(
-        self, request: UpstreamRequest, head: bytes, receiver: Receiver, patience: Patience, started_at: float
-    ) -> asyncio.Future[None]:
-        """Write ``head`` and the body, and return the future of the exchange's end.
-
-        A streamed body is sent by ``upload``. The future fails with ``ProxyError`` or ``StaleError``.
+        self,
+        request: UpstreamRequest,
+        head: bytes,
+        receiver: Receiver,
+        patience: Patience,
+        hold: Hold,
+        started_at: float,
+        now: float,
+    ) -> None:
+        """Write ``head`` and the body; ``hold`` holds this connection until it is told the end: ``None``, a
+        ``ProxyError`` or a ``StaleError``. A streamed body is sent by ``upload``. The exchange began at ``started_at``,
+        which is earlier than ``now`` if a connection had to be opened for it.
         """
         self.served += 1
         self._receiver = receiver
         self._patience = patience
-        self._total_at = started_at + patience.total_s
-        self._sent_at = now = self._clock.now()
+        self._total_at = total_at = started_at + patience.total_s
+        self._sent_at = now
         self._mute = True
         self._unsent_bytes = 0
         self._reader.begin(request.method == "HEAD")
-        waiter = self._waiter = self._loop.create_future()
-        hold = self._hold = Hold(self)
+        self._hold = hold
+        hold.connection = self
         body = request.body
-        if not isinstance(body, bytes):
+        if type(body) is not bytes:
             self._uploading = True
             self._transport.write(head)
         elif len(body) <= _JOIN_BYTES:
@@ -160,9 +187,8 @@ class WireConnection(asyncio.Protocol):
             self._unsent_bytes = len(body)
             self._transport.writelines((head, body))
         at = now + patience.first_byte_s
-        self._watch(min(self._total_at, at))
+        self._watch(min(total_at, at))
         receiver.on_start(hold)
-        return waiter
 
     def upload(self, source: BodySource) -> asyncio.Task[None]:
         """Send the body of the request that ``send`` began; what the source raises ends the exchange."""
@@ -171,9 +197,9 @@ class WireConnection(asyncio.Protocol):
         return task
 
     async def _upload(self, source: BodySource) -> None:
-        waiter, body = self._waiter, MeasuredBody(source)
+        hold, body = self._hold, MeasuredBody(source)
         while piece := await body.read():
-            if self._waiter is not waiter:
+            if self._hold is not hold:
                 return
             if body.length is None:
                 self._transport.writelines((b"%x\r\n" % len(piece), piece, b"\r\n"))
@@ -182,7 +208,7 @@ class WireConnection(asyncio.Protocol):
             if self._write_paused:
                 self._drained = self._loop.create_future()
                 await self._drained
-        if self._waiter is not waiter:
+        if self._hold is not hold:
             return
         if body.length is None:
             self._transport.write(b"0\r\n\r\n")
@@ -193,13 +219,6 @@ class WireConnection(asyncio.Protocol):
     def _on_upload_done(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None and self._uploading:
             self._fail(error)
-
-    def leave(self, waiter: asyncio.Future[None]) -> None:
-        """The exchange of ``waiter`` was cancelled: close the connection, if it is still that exchange's."""
-        if self._waiter is waiter:
-            self.abort()
-        if waiter.done() and not waiter.cancelled():
-            waiter.exception()  # nobody will ask for it; say so
 
     def pause(self) -> None:
         if not self._paused and not self.closed:
@@ -224,10 +243,11 @@ class WireConnection(asyncio.Protocol):
 
     def _finish(self) -> None:
         """The message ended cleanly: hand the connection back or close it, then wake the caller."""
-        waiter = self._waiter
-        assert waiter is not None
-        reusable = self._reader.reusable
-        if self._reader.surplus:
+        hold = self._hold
+        assert hold is not None
+        reader = self._reader
+        reusable = reader.reusable
+        if reader.surplus:
             self._counts.poison_averted += 1
         if self._uploading or self._write_paused or self._unsent_bytes:
             reusable = not self._is_early() and reusable
@@ -242,8 +262,7 @@ class WireConnection(asyncio.Protocol):
             self._owner.release(self, self._clock.now())
         else:
             self._shut()
-        if not waiter.done():
-            waiter.set_result(None)
+        hold.end(None)
 
     def _is_early(self) -> bool:
         """Whether part of the request is still here. Small ones leave in one write; nobody asks about them."""
@@ -252,16 +271,16 @@ class WireConnection(asyncio.Protocol):
         return early
 
     def _fail(self, error: BaseException) -> None:
-        waiter = self._waiter
+        hold = self._hold
         self._detach()
         self._shut()
-        if waiter is not None and not waiter.done():
-            waiter.set_exception(error)
+        if hold is not None:
+            hold.end(error)
 
     def _detach(self) -> None:
         if self._hold is not None:
             self._hold.connection = None
-        self._hold = self._receiver = self._waiter = None
+        self._hold = self._receiver = None
         self._uploading = False
         if self._drained is not None:
             self._on_drained()
@@ -292,7 +311,7 @@ class WireConnection(asyncio.Protocol):
         self._deadline = self._deadlines.arm_at(at, self._on_due)
 
     def _on_due(self) -> float | None:
-        if self._waiter is None:
+        if self._hold is None:
             self._deadline = None
             return None
         now = self._clock.now()
@@ -329,12 +348,12 @@ class WireConnection(asyncio.Protocol):
         self.connected = True
 
     def data_received(self, data: bytes) -> None:
-        receiver, waiter, reader = self._receiver, self._waiter, self._reader
-        if receiver is None or waiter is None:
+        receiver, hold, reader = self._receiver, self._hold, self._reader
+        if receiver is None or hold is None:
             self._on_stray()
             return
-        if waiter.done():
-            self.abort()  # cancelled in this tick, and its task has not run yet
+        if hold.waiter is not None and hold.left:
+            self.abort()
             return
         self._mute = False
         try:
@@ -374,10 +393,10 @@ class WireConnection(asyncio.Protocol):
         """The peer closed (``None``), or the connection broke."""
         if self.closed:
             return
-        receiver, waiter, reader = self._receiver, self._waiter, self._reader
-        if receiver is None or waiter is None:
+        receiver, hold, reader = self._receiver, self._hold, self._reader
+        if receiver is None or hold is None:
             self._shut()
-        elif waiter.done():
+        elif hold.left:
             self.abort()
         elif reader.head_seen and reader.close_delimited and exc is None:
             reader.reusable = False
@@ -390,14 +409,14 @@ class WireConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._write_paused = True
-        if self._waiter is not None:
+        if self._hold is not None:
             self._unsent_bytes = self._transport.get_write_buffer_size()
             self._sent_at = now = self._clock.now()
             self._watch(now + self._patience.idle_s)
 
     def resume_writing(self) -> None:
         self._write_paused = False
-        if self._waiter is not None:
+        if self._hold is not None:
             self._sent_at = now = self._clock.now()
             self._watch(now + self._patience.first_byte_s)
         self._on_drained()

@@ -19,10 +19,13 @@ from proxy.access.identity import Identity
 from proxy.books import Books
 from proxy.cache.hot import HotCache
 from proxy.cache.shared import make_shared_cache
+from proxy.clearance import Clearance
 from proxy.clock import Clock, Deadlines
+from proxy.config.keys import KeyRecord
 from proxy.config.settings import Settings
 from proxy.config.watch import CatalogHolder
 from proxy.edge.admin import AdminServer, Health, Views
+from proxy.edge.admin_keys import AdminApi
 from proxy.edge.body import BodyLimits
 from proxy.edge.relay import EdgeTools
 from proxy.edge.server import DataServer
@@ -40,6 +43,7 @@ from proxy.production import Production
 from proxy.telemetry.log import Logging, get_logger
 from proxy.telemetry.metrics import Metrics
 from proxy.upstream.outbound import Outbound
+from proxy.vault import Vault
 
 _LAG_LIMIT_S = 5.0
 
@@ -73,10 +77,19 @@ class App:
         self.transport = Outbound(settings, clock, deadlines, os.environ if env is None else env)
         self.runner = TaskRunner(loop)
         self.table = Table(clock, deadlines, self.runner, _limits(settings))
+        self.vault = Vault(settings, clock, deadlines, self.log)
+        clearance = Clearance(
+            clock,
+            self.vault.limiter,
+            self.vault.spool,
+            assumed_output_tokens=settings.assumed_output_tokens,
+        )
         self.books = Books(
             clock,
             self.metrics,
             logging.access if logging is not None else None,
+            clearance,
+            later=loop.call_later,
             slow_overhead_s=settings.slow_overhead_ms / 1e3,
             log=self.log,
         )
@@ -88,13 +101,16 @@ class App:
             shared=self.shared,
             books=self.books,
             connect_s=settings.connect_timeout_s,
+            finished=self.runner.finished,
         )
         self.runner.produce = production.run
+        self.runner.launch = production.launch
         self.idempotency = IdempotencyIndex(clock, settings.idempotency_ttl_s)
         self.pipeline = Pipeline(
             clock=clock,
             catalogs=self.catalogs,
-            identity=Identity(secret, required=settings.auth == "required"),
+            identity=Identity(secret, required=settings.auth == "required", ring=self.vault.ring, clock=clock),
+            clearance=clearance,
             planner=Planner(secret, via, settings.idempotency_ttl_s),
             hot=self.hot,
             table=self.table,
@@ -120,6 +136,7 @@ class App:
             keepalive_s=settings.keepalive_s,
             abort_on_half_close=settings.abort_on_half_close,
             sockets=self.sockets,
+            fast_lane=settings.fast_lane,
         )
         self.admin = AdminServer(
             Views(
@@ -128,8 +145,11 @@ class App:
                 started=self._started,
                 metrics=self.metrics.render,
                 flights=self._flights,
-            )
+            ),
+            AdminApi(settings.admin_token, self.vault.issuer, clock, self.log),
         )
+        if settings.revoke_ends_streams:
+            self.vault.ring.on_change = self._end_revoked
         self.janitor = Janitor(clock, deadlines, observe_lag=self.metrics.event_loop_lag_seconds.observe)
         self._add_duties()
         expose(self)
@@ -145,6 +165,9 @@ class App:
         """Listen. Raises ``OSError`` when an address cannot be had."""
         settings, loop = self.settings, asyncio.get_running_loop()
         self.transport.prepare({provider.scheme for provider in self.catalogs.current.providers.values()})
+        self._stack.push_async_callback(self.vault.close)
+        self._stack.callback(self.books.post)
+        await self.vault.start()
         self.janitor.start()
         self._stack.callback(self.janitor.stop)
         self._stack.push_async_callback(self.shared.close)
@@ -235,6 +258,7 @@ class App:
         add("gone", 0.1, self.server.find_gone)
         add("pool", 1.0, lambda: self.transport.sweep(self.clock.now()))
         add("config", 2.0, self._reload_if_changed)
+        self.vault.add_duties(self.janitor)
 
     def _reload_if_changed(self) -> None:
         if self.catalogs.changed():
@@ -257,6 +281,18 @@ class App:
                 self.hot.advance()
                 self.log.info("config_reloaded", generation=result.generation)
 
+    def _end_revoked(self, record: KeyRecord) -> None:
+        """A key was revoked: whoever still reads with it gets an error as the last event."""
+        if record.revoked_at:
+            error = ProxyError(Kind.INVALID_KEY, "This Sameflight key was revoked.", why="key_revoked")
+            for connection in self.server.clients:
+                relay = connection.relay
+                principal = relay.exchange.principal if relay is not None else None
+                if relay is None or relay.subscription is None or principal is None:
+                    continue
+                if principal.key_id == record.id:
+                    relay.subscription.eject(error)
+
     # -- views ------------------------------------------------------------------------------------------------
 
     def _live(self) -> Health:
@@ -264,7 +300,9 @@ class App:
         return Health(lag_s < _LAG_LIMIT_S, {"event_loop_lag_s": round(lag_s, 4)})
 
     def _ready(self) -> Health:
-        return Health(self.phase == "serving", {"phase": self.phase})
+        knows = self.settings.auth != "required" or self.vault.knows_keys
+        facts: dict[str, Any] = {"phase": self.phase} if knows else {"phase": self.phase, "keys": "unknown"}
+        return Health(self.phase == "serving" and knows, facts)
 
     def _started(self) -> Health:
         return Health(self.phase != "starting", {"phase": self.phase})

@@ -6,16 +6,30 @@ flight, and every cache hit, is booked with zero cost and with what it saved.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
 
+import orjson
+
+from proxy.accounting.record import UsageRecord
 from proxy.accounting.report import Report
-from proxy.accounting.usage import NOTHING, Account, pay, save
+from proxy.accounting.usage import NOTHING, Account, divide_usage, pay, save
+from proxy.clearance import Clearance
 from proxy.clock import Clock
+from proxy.config.prices import Price
 from proxy.errors import Kind, ProxyError
 from proxy.exchange import Exchange
 from proxy.flight.flight import Ending, Flight
+from proxy.protocol.usage import Usage
+from proxy.telemetry.line import quoted, quoted_id, word
 from proxy.telemetry.log import AccessLog, AccessRecord
 from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.tallies import CallTally, Tally
+from proxy.usage_row import make_overhead_row, make_row
+from proxy.work import Work
+
+_MOST_UNPOSTED: Final = 256
+_POST_WITHIN_S: Final = 0.02
 
 
 class Times(NamedTuple):
@@ -34,73 +48,116 @@ class Times(NamedTuple):
 class Books:
     """Counts and logs. Implements what pipeline and production ask of a bookkeeper."""
 
-    # Mutable state: only the numbers inside `metrics`.
-    __slots__ = ("_access", "_clock", "_log", "_slow_overhead_s", "metrics")
+    # Mutable state: the numbers inside `metrics`, the tallies found so far, and what waits to be posted.
+    __slots__ = (
+        "_access",
+        "_calls",
+        "_clearance",
+        "_clock",
+        "_finished",
+        "_later",
+        "_log",
+        "_slow_overhead_s",
+        "_tallies",
+        "metrics",
+    )
 
     def __init__(
-        self, clock: Clock, metrics: Metrics, access: AccessLog | None, *, slow_overhead_s: float, log: Any
+        self,
+        clock: Clock,
+        metrics: Metrics,
+        access: AccessLog | None,
+        clearance: Clearance,
+        *,
+        later: Callable[[float, Callable[[], None]], object],
+        slow_overhead_s: float,
+        log: Any,
     ) -> None:
         self._clock = clock
+        self._clearance = clearance
+        self._later = later
+        self._finished: list[tuple[Exchange, Report | None, Account, Times, Tally]] = []
         self._access = access
         self._slow_overhead_s = slow_overhead_s
         self._log = log
+        self._tallies: dict[tuple[str, str, str], Tally] = {}
+        self._calls: dict[tuple[str, str], CallTally] = {}
         self.metrics = metrics
+        metrics.before_render.append(self.post)
 
     # -- exchanges --------------------------------------------------------------------------------------------
 
     def account(self, exchange: Exchange) -> None:
-        """Book one finished exchange."""
+        """Book one finished exchange. What it owes and its usage record at once, because they must not be lost; what
+        is only counted and logged with the next `post`."""
         now = exchange.ended_at or self._clock.now()
-        account = self._charge(exchange)
-        times = _measure(exchange, now)
-        self._count(exchange, account, times)
-        if self._access is not None:
-            self._write(exchange, account, times)
-        if times.overhead_s > self._slow_overhead_s:
-            self._log.warning(
-                "slow_request",
-                request_id=exchange.request_id,
-                overhead_ms=round(times.overhead_s * 1e3, 2),
-                queue_ms=round(times.queue_s * 1e3, 2),
-                upstream_ms=round(times.upstream_s * 1e3, 2),
-                total_ms=round(times.total_s * 1e3, 2),
-                body_bytes=exchange.bytes_in,
-                role=exchange.role,
-            )
+        report = exchange.facts
+        account, billed, upstream = _charge(exchange, report)
+        times = _measure(exchange, report, now)
+        if exchange.admitted_at:
+            times_ms = times.first_byte_s * 1e3, times.total_s * 1e3, times.overhead_s * 1e3
+            row = make_row(exchange, report, account, billed, upstream, times_ms)
+            self._clearance.settle(exchange, account, row)
+        exchange.body = b""
+        finished = self._finished
+        if not finished:
+            self._later(_POST_WITHIN_S, self.post)
+        finished.append((exchange, report, account, times, self._tally(exchange)))
+        if len(finished) >= _MOST_UNPOSTED:
+            self.post()
 
-    def _charge(self, exchange: Exchange) -> Account:
-        """What the request pays or saved, at the prices of the catalog it began with."""
-        report, plan, catalog = exchange.facts, exchange.plan, exchange.catalog
-        if report is None or report.usage is None or plan is None or catalog is None:
-            return NOTHING
-        price = catalog.prices.find(plan.model)
-        subscription = exchange.subscription
-        if exchange.role == "hit" or report.remark in ("shared", "stale-if-error"):
-            return save(report.usage, price)
-        if subscription is not None and subscription.flight.payer is subscription:
-            return pay(report.usage, price)
-        return save(report.usage, price, whole=exchange.outcome == "ok")
+    def post(self) -> None:
+        """Count and log what has finished since the last time. Done for many at once, as it costs each of them less
+        than it would alone."""
+        finished, self._finished = self._finished, []
+        for exchange, report, account, times, tally in finished:
+            self._count(exchange, report, account, times, tally)
+            if self._access is not None:
+                self._log_access(self._access, exchange, report, account, times)
+            if times.overhead_s > self._slow_overhead_s:
+                self._log_slow(exchange, times)
 
-    def _count(self, exchange: Exchange, account: Account, times: Times) -> None:
-        metrics = self.metrics
-        provider, route, model = self._labels(exchange)
-        metrics.requests_total.at(provider, route, model, str(exchange.status), exchange.outcome).value += 1
-        metrics.request_duration_seconds.at(provider, route).observe(times.total_s)
-        metrics.overhead_seconds.at(route).observe(times.overhead_s)
+    def _log_access(
+        self, access: AccessLog, exchange: Exchange, report: Report | None, account: Account, times: Times
+    ) -> None:
+        level = exchange.error.kind.value.level if exchange.error is not None else "info"
+        text = _line(exchange, report, account, times)
+        if access.takes_text:
+            access.write_text(text, level)
+        else:  # for people
+            record: AccessRecord = orjson.loads(f"{{{text}}}")
+            access.write(record, level)
+
+    def _log_slow(self, exchange: Exchange, times: Times) -> None:
+        self._log.warning(
+            "slow_request",
+            request_id=exchange.request_id,
+            overhead_ms=round(times.overhead_s * 1e3, 2),
+            queue_ms=round(times.queue_s * 1e3, 2),
+            upstream_ms=round(times.upstream_s * 1e3, 2),
+            total_ms=round(times.total_s * 1e3, 2),
+            body_bytes=exchange.bytes_in,
+            role=exchange.role,
+        )
+
+    def _count(
+        self, exchange: Exchange, report: Report | None, account: Account, times: Times, tally: Tally
+    ) -> None:
+        plan, metrics = exchange.plan, self.metrics
+        tally.count(exchange.status, exchange.outcome)
+        tally.duration.observe(times.total_s)
+        tally.overhead.observe(times.overhead_s)
         if exchange.first_byte_at:
-            metrics.time_to_first_token_seconds.at(provider, route).observe(times.first_byte_s)
+            tally.observe_first_token(times.first_byte_s)
         if exchange.role == "follower":
             metrics.collapse_saved_total.value += 1
-        report = exchange.facts
         if account.tokens_saved and report is not None and report.usage is not None:
             given = report.usage.input_tokens
-            metrics.tokens_saved_total.at("input", model).value += given
-            metrics.tokens_saved_total.at("output", model).value += account.tokens_saved - given
-            metrics.saved_usd_total.at(provider, model).value += account.saved_usd
-        plan = exchange.plan
+            tally.save(given, account.tokens_saved - given, account.saved_usd)
         if plan is not None and plan.sharing.why:
             metrics.coalesce_bypass_total.at(plan.sharing.why).value += 1
-        self._count_ending(exchange)
+        if exchange.outcome != "ok" or exchange.detail:
+            self._count_ending(exchange)
 
     def _count_ending(self, exchange: Exchange) -> None:
         metrics, plan, error = self.metrics, exchange.plan, exchange.error
@@ -114,80 +171,70 @@ class Books:
         if exchange.detail.startswith("stale"):
             metrics.stale_served_total.at(exchange.detail).value += 1
 
-    def _labels(self, exchange: Exchange) -> tuple[str, str, str]:
+    def _tally(self, exchange: Exchange) -> Tally:
         located, plan = exchange.located, exchange.plan
-        if located is None:
-            return "none", "none", "other"
         model = plan.model if plan is not None else ""
-        return located.provider, located.route.name, self.metrics.model_label(model, 200 <= exchange.status < 300)
-
-    def _write(self, exchange: Exchange, account: Account, times: Times) -> None:
-        """The access line."""
-        assert self._access is not None
-        report, located, plan, error = exchange.facts, exchange.located, exchange.plan, exchange.error
-        usage = report.usage if report is not None else None
-        head = report.head if report is not None else None
-        subscription = exchange.subscription
-        record: AccessRecord = {
-            "request_id": exchange.request_id,
-            "upstream_request_id": head.request_id.decode("latin-1") if head is not None else None,
-            "trace_id": _trace_id(exchange),
-            "provider": located.provider if located is not None else "none",
-            "route": located.route.name if located is not None else "none",
-            "model": plan.model if plan is not None else "",
-            "stream": plan.streams if plan is not None else False,
-            "status": exchange.status,
-            "outcome": exchange.outcome,
-            "role": exchange.role,
-            "flight_id": subscription.flight.id if subscription is not None else None,
-            "cache": exchange.detail or (exchange.role if exchange.role == "hit" else None),
-            "key_id": exchange.principal.key_id if exchange.principal is not None else None,
-            "client_retry_count": exchange.controls.retry_count if exchange.controls is not None else 0,
-            "queue_ms": round(times.queue_s * 1e3, 3),
-            "ttft_ms": round(times.first_byte_s * 1e3, 3),
-            "upstream_ms": round(times.upstream_s * 1e3, 3),
-            "total_ms": round(times.total_s * 1e3, 3),
-            "overhead_ms": round(times.overhead_s * 1e3, 3),
-            "bytes_in": exchange.bytes_in,
-            "bytes_out": exchange.bytes_out,
-            "tokens_in": usage.input_tokens if usage is not None else None,
-            "tokens_out": usage.output_tokens if usage is not None else None,
-            "tokens_saved": account.tokens_saved,
-            "cost_usd": account.cost_usd,
-            "saved_usd": account.saved_usd,
-            "error_type": error.why if error is not None else None,
-        }
-        self._access.write(record, error.kind.value.level if error is not None else "info")
+        if located is None:
+            labels = ("none", "none", "other")
+        else:
+            answered = 200 <= exchange.status < 300
+            labels = (located.provider, located.route.name, self.metrics.model_label(model, answered))
+        tally = self._tallies.get(labels)
+        if tally is None:
+            tally = self._tallies[labels] = Tally(self.metrics, *labels)
+        return tally
 
     # -- flights ----------------------------------------------------------------------------------------------
 
     def flown(self, flight: Flight, report: Report) -> None:
         """Book one finished flight: the upstream call and what it cost, once, whoever is left to pay for it."""
-        if flight.unsettled is not None:
-            self.account(flight.unsettled)
+        work: Work = flight.work
+        report.booked = True
+        if work.charge == "split":
+            got = [exchange for exchange in flight.unsettled if exchange.bytes_out]
+            report.parts = len(got) + len(flight.subscribers)
+        for exchange in flight.unsettled:
+            self.account(exchange)
+        flight.unsettled.clear()
+        if flight.payer is None and report.attempts and report.usage is not None:
+            self._clearance.note(self._overhead(flight, report))
+        self._count_flight(flight, report, work)
+
+    def _overhead(self, flight: Flight, report: Report) -> UsageRecord:
+        """Nobody was there to pay for this call; the sum of all records is still what the upstream charges."""
+        total_ms = ((report.ended_at or self._clock.now()) - report.started_at) * 1e3
+        upstream = _paid(report, flight.work.price)
+        return make_overhead_row(flight, report, upstream, self._clock.wall(), total_ms)
+
+    def _count_flight(self, flight: Flight, report: Report, work: Work) -> None:
         metrics = self.metrics
-        plan = flight.work.plan
-        provider = plan.target.provider
+        provider = work.plan.target.provider
         metrics.coalesce_followers.observe(max(0, flight.peak - 1))
         if report.attempts:
-            why = "refresh" if flight.work.renews else "flight" if flight.key is not None else "pass"
-            metrics.upstream_requests_total.at(provider, why).value += report.attempts
-            if report.attempts > 1:
-                metrics.upstream_retries_total.at("stale_connection").value += report.attempts - 1
-            ended_at = report.ended_at or self._clock.now()
-            metrics.upstream_duration_seconds.at(provider).observe(ended_at - report.started_at)
-        if flight.error is not None and not report.attempts and flight.ending is Ending.FAULT:
+            self._count_call(flight, report, provider)
+        elif flight.error is not None and flight.ending is Ending.FAULT:
             metrics.upstream_connect_errors_total.at(flight.error.why).value += 1
-        head, usage = report.head, report.usage
-        if head is not None and head.status in (401, 403) and not flight.work.own_credential:
+        head = report.head
+        if head is not None and head.status in (401, 403) and not work.principal.own:
             # Nobody's request will work until the operator acts.
             self._log.error("provider_key_refused", provider=provider, status=head.status)
-        if usage is not None and report.attempts:
-            model = metrics.model_label(plan.model, flight.ending is Ending.OK)
-            metrics.tokens_total.at("input", model, usage.source).value += usage.input_tokens
-            metrics.tokens_total.at("output", model, usage.source).value += usage.output_tokens
-            account = pay(usage, flight.work.price)
-            metrics.cost_usd_total.at(provider, model).value += account.cost_usd
+
+    def _count_call(self, flight: Flight, report: Report, provider: str) -> None:
+        work: Work = flight.work
+        answered = report.usage is not None and flight.ending is Ending.OK
+        labels = (provider, self.metrics.model_label(work.plan.model, answered))
+        tally = self._calls.get(labels)
+        if tally is None:
+            tally = self._calls[labels] = CallTally(self.metrics, *labels)
+        why = "refresh" if work.renews else "flight" if flight.key is not None else "pass"
+        tally.count(why, report.attempts)
+        if report.attempts > 1:
+            self.metrics.upstream_retries_total.at("stale_connection").value += report.attempts - 1
+        tally.duration.observe((report.ended_at or self._clock.now()) - report.started_at)
+        usage = report.usage
+        if usage is not None:
+            cost_usd = _paid(report, work.price).cost_usd
+            tally.spend(usage.input_tokens, usage.output_tokens, usage.source, cost_usd)
 
     def rejected(self, error: ProxyError) -> None:
         """A request that was refused before it was one."""
@@ -198,6 +245,98 @@ class Books:
         self._log.error("bug", where=where, exc_info=error)
 
 
+def _charge(exchange: Exchange, report: Report | None) -> tuple[Account, Usage | None, Account | None]:
+    """What the request is billed or saved, at the prices of the catalog it began with; the tokens on its bill; and the
+    upstream's charge if it is the one that pays it."""
+    plan, terms = exchange.plan, exchange.terms
+    if report is None or report.usage is None or plan is None or terms is None:
+        return NOTHING, None, None
+    usage, subscription = report.usage, exchange.subscription
+    if subscription is None or report.is_gift:
+        key = terms.principal.key
+        policy = "each" if key is not None and key.charge == "each" else "first"
+        price = terms.catalog.prices.find(plan.model)
+        return save(usage, price, policy=policy), usage if policy == "each" else None, None
+    flight = subscription.flight
+    work: Work = flight.work
+    leads = flight.payer is subscription
+    upstream = _paid(report, work.price) if leads else None
+    if report.parts and (leads or exchange.bytes_out):
+        return _share(exchange, report, work, leads=leads), _part(usage, report.parts, leads), upstream
+    if upstream is not None:
+        return upstream, usage, upstream
+    policy = "each" if work.charge == "each" else "first"
+    account = save(usage, work.price, whole=exchange.outcome == "ok", policy=policy)
+    return account, usage if policy == "each" else None, None
+
+
+def _share(exchange: Exchange, report: Report, work: Work, *, leads: bool) -> Account:
+    """One of ``report.parts`` parts of the bill; the payer's takes what does not divide."""
+    assert report.usage is not None
+    whole, parts = _paid(report, work.price), report.parts
+    tokens, picodollars = whole.tokens // parts, whole.picodollars // parts
+    if leads:
+        return Account(whole.tokens - tokens * (parts - 1), whole.picodollars - picodollars * (parts - 1))
+    alone = save(report.usage, work.price, whole=exchange.outcome == "ok")
+    saved_tokens, saved = alone.tokens_saved - tokens, alone.picodollars_saved - picodollars
+    return Account(tokens, picodollars, max(0, saved_tokens), max(0, saved))
+
+
+def _part(usage: Usage, parts: int, leads: bool) -> Usage:
+    return divide_usage(usage, parts)[0 if leads or parts == 1 else 1]
+
+
+def _paid(report: Report, price: Price | None) -> Account:
+    """What the call cost, worked out once for the payer's books and the flight's."""
+    if report.paid is None:
+        report.paid = pay(report.usage, price)
+    return report.paid
+
+
+def _line(exchange: Exchange, report: Report | None, account: Account, times: Times) -> str:
+    """The access line's fields as JSON text, in the order of `AccessRecord`."""
+    plan, error = exchange.plan, exchange.error
+    usage = report.usage if report is not None else None
+    head = report.head if report is not None else None
+    flight_id: object = exchange.subscription.flight.id if exchange.subscription is not None else "null"
+    if usage is None:
+        tokens = '"tokens_in":null,"tokens_out":null'
+    else:
+        tokens = f'"tokens_in":{usage.input_tokens},"tokens_out":{usage.output_tokens}'
+    upstream_id = quoted_id(head.request_id) if head is not None else "null"
+    cache = exchange.detail or (exchange.role if exchange.role == "hit" else None)
+    model = quoted(plan.model) if plan is not None else '""'
+    return (
+        f'"request_id":"{exchange.request_id}","upstream_request_id":{upstream_id},{_standing_fields(exchange)},'
+        f'"model":{model},"stream":{"true" if plan is not None and plan.streams else "false"},'
+        f'"status":{exchange.status},"outcome":"{exchange.outcome}","role":"{exchange.role}",'
+        f'"flight_id":{flight_id},"cache":{word(cache)},'
+        f'"queue_ms":{times.queue_s * 1e3:.3f},"ttft_ms":{times.first_byte_s * 1e3:.3f},'
+        f'"upstream_ms":{times.upstream_s * 1e3:.3f},"total_ms":{times.total_s * 1e3:.3f},'
+        f'"overhead_ms":{times.overhead_s * 1e3:.3f},'
+        f'"bytes_in":{exchange.bytes_in},"bytes_out":{exchange.bytes_out},{tokens},'
+        f'"tokens_saved":{account.tokens_saved},"cost_usd":{account.cost_usd!r},"saved_usd":{account.saved_usd!r},'
+        f'"error_type":{word(error.why if error is not None else None)}'
+    )
+
+
+def _standing_fields(exchange: Exchange) -> str:
+    """The fields that are the same for every request with this head; kept with its terms."""
+    terms = exchange.terms
+    if terms is None:
+        located = exchange.located
+        provider, route = (located.provider, located.route.name) if located is not None else ("none", "none")
+        trace = word(_trace_id(exchange))
+        return f'"trace_id":{trace},"provider":"{provider}","route":"{route}","key_id":null,"client_retry_count":0'
+    if not terms.line:
+        terms.line = (
+            f'"trace_id":{word(_trace_id(exchange))},"provider":{quoted(terms.located.provider)},'
+            f'"route":"{terms.located.route.name}","key_id":"{terms.principal.key_id}",'
+            f'"client_retry_count":{terms.controls.retry_count}'
+        )
+    return terms.line
+
+
 def _trace_id(exchange: Exchange) -> str | None:
     """The caller's trace, from its ``traceparent`` (W3C Trace Context: version, trace, parent, flags)."""
     parts = exchange.head.get(b"traceparent").split(b"-")
@@ -206,8 +345,7 @@ def _trace_id(exchange: Exchange) -> str | None:
     return parts[1].decode()
 
 
-def _measure(exchange: Exchange, now: float) -> Times:
-    report = exchange.facts
+def _measure(exchange: Exchange, report: Report | None, now: float) -> Times:
     received_at = exchange.received_at
     total_s = now - received_at
     first_byte_s = exchange.first_byte_at - received_at if exchange.first_byte_at else 0.0

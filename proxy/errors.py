@@ -82,6 +82,7 @@ class Kind(Enum):
 
     OVERLOADED = Row(503, "server_is_overloaded", _BUSY, "overloaded_error", _S, True, "warning")
     AUTH_UNAVAILABLE = Row(503, "auth_unavailable", _BUSY, "overloaded_error", _S, True, "error")
+    BUDGET_UNAVAILABLE = Row(503, "budget_unavailable", _BUSY, "overloaded_error", _S, True, "error")
     USAGE_UNAVAILABLE = Row(503, "usage_unavailable", _BUSY, "overloaded_error", _S, True, "error")
     DRAINING = Row(503, "draining", _BUSY, "overloaded_error", _S, True, "info")
     SLOW_READER = Row(503, "slow_reader", _BUSY, "api_error", _S, None, "warning")

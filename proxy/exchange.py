@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Awaitable
 from itertools import count
-from typing import Any
+from typing import Any, Final
 
+from proxy.access.limits_reservation import UNLIMITED, Reservation
 from proxy.accounting.report import Report
-from proxy.config.catalog import Catalog
 from proxy.config.principal import Principal
 from proxy.errors import ProxyError
 from proxy.flight.subscription import Subscription
 from proxy.policy.plan import Plan
+from proxy.policy.planner import Terms
 from proxy.protocol.call import Call
-from proxy.protocol.headers import Controls
 from proxy.protocol.message import RequestHead
 from proxy.protocol.routes import Located
 from proxy.upstream.base import BodySource
 
 _NUMBER = count(1)
-_PREFIX = "req_" + os.urandom(6).hex()
+PROCESS_TOKEN: Final = os.urandom(6).hex()
+"""Names this process in request ids, and with that in everything that belongs to them."""
+_PREFIX: Final = "req_" + PROCESS_TOKEN
 
 
 def make_request_id() -> str:
@@ -33,12 +36,11 @@ class Exchange:
 
     __slots__ = (
         "accounted",
+        "admitted_at",
         "body",
         "bytes_in",
         "bytes_out",
         "call",
-        "catalog",
-        "controls",
         "detail",
         "ended_at",
         "error",
@@ -56,10 +58,13 @@ class Exchange:
         "released",
         "report",
         "request_id",
+        "reservation",
         "role",
         "served_at",
         "status",
         "subscription",
+        "terms",
+        "wait",
     )
 
     def __init__(self, head: RequestHead, received_at: float) -> None:
@@ -69,9 +74,10 @@ class Exchange:
         self.request_id = make_request_id()
         # Filled in by admit.
         self.located: Located | None = None
-        self.controls: Controls | None = None
-        self.catalog: Catalog | None = None
+        self.terms: Terms | None = None
         self.principal: Principal | None = None
+        self.wait: Awaitable[None] | None = None
+        """What the lane has to await before the body is let in: who the caller is has to be looked up."""
         # Filled in by the lane: the whole body, or where to read it from.
         self.body: bytes | BodySource = b""
         self.bytes_in = 0
@@ -79,7 +85,11 @@ class Exchange:
         self.served_at = 0.0
         """The whole request is there."""
         self.call: Call | None = None
+        """Until it has joined."""
         self.plan: Plan | None = None
+        self.reservation: Reservation = UNLIMITED
+        self.admitted_at = 0.0
+        """Unix seconds at which it passed its limits; 0.0 for one that did not, which has no usage record."""
         self.subscription: Subscription | None = None
         self.report: Report | None = None
         """Of a hit; an exchange on a flight reads the flight's."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from proxy.exposure_vault import expose_vault
+
 if TYPE_CHECKING:
     from proxy.app import App
     from proxy.edge.server import DataServer
@@ -15,6 +17,7 @@ def expose(app: App) -> None:
     _expose_caches(app)
     _expose_upstream(app)
     _expose_process(app)
+    expose_vault(app.vault, app.metrics)
 
 
 def _expose_flights(app: App) -> None:

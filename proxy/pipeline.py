@@ -11,13 +11,18 @@ provider.
 
 from __future__ import annotations
 
+import asyncio
 from enum import Enum
 from typing import Final, Protocol
 
-from proxy.access.identity import Identity
+from proxy.access.identity import Identity, PendingKeyError
+from proxy.access.limits import Shortage
 from proxy.accounting.report import Report
 from proxy.cache.hot import Hit, HotCache
+from proxy.clearance import Clearance
 from proxy.clock import Clock
+from proxy.config.catalog import Catalog
+from proxy.config.principal import Principal
 from proxy.config.watch import CatalogHolder
 from proxy.errors import Kind, ProxyError
 from proxy.exchange import Exchange
@@ -25,11 +30,12 @@ from proxy.flight.idempotency import IdempotencyIndex, Verdict
 from proxy.flight.subscription import Sink, Subscription
 from proxy.flight.table import Table
 from proxy.policy.plan import Plan
-from proxy.policy.planner import Asked, Planner, decoded_for_key
+from proxy.policy.planner import Planner, Terms, decoded_for_key
 from proxy.protocol.answer import AnswerHead
 from proxy.protocol.call import Call, parse_call
 from proxy.protocol.headers import parse_controls
-from proxy.protocol.routes import locate
+from proxy.protocol.message import RequestHead
+from proxy.protocol.routes import Located, Route, locate
 from proxy.protocol.usage import Usage
 from proxy.work import Work
 
@@ -69,8 +75,10 @@ class Bookkeeper(Protocol):
 class Pipeline:
     """Carries exchanges. One for the process; everything about a request is on its exchange."""
 
+    # Mutable state: _waiting holds the tasks of the few that wait for their budget; draining is set once.
     __slots__ = (
         "_catalogs",
+        "_clearance",
         "_clock",
         "_hot",
         "_idempotency",
@@ -78,6 +86,7 @@ class Pipeline:
         "_planner",
         "_table",
         "_via_mark",
+        "_waiting",
         "books",
         "draining",
     )
@@ -88,6 +97,7 @@ class Pipeline:
         clock: Clock,
         catalogs: CatalogHolder,
         identity: Identity,
+        clearance: Clearance,
         planner: Planner,
         hot: HotCache,
         table: Table,
@@ -98,6 +108,8 @@ class Pipeline:
         self._clock = clock
         self._catalogs = catalogs
         self._identity = identity
+        self._clearance = clearance
+        self._waiting: dict[Exchange, asyncio.Task[None]] = {}
         self._planner = planner
         self._hot = hot
         self._table = table
@@ -112,14 +124,19 @@ class Pipeline:
     def admit(self, exchange: Exchange) -> Intent:
         """Say who asks for what, before the body is let in. Raises ``ProxyError`` to refuse."""
         head = exchange.head
-        located = exchange.located = locate(head)
-        if self.draining is not None:
-            raise self.draining.with_traceback(None)  # one error for all must not collect their frames
-        if self._via_mark in head.get(b"via"):
-            raise ProxyError(Kind.PROXY_LOOP, "The request has passed through this proxy already.")
-        exchange.controls = parse_controls(head)
-        catalog = exchange.catalog = self._catalogs.current
-        exchange.principal = self._identity.authenticate(head, located.provider, catalog)
+        terms: Terms | None = head.terms
+        if terms is None or terms.catalog is not self._catalogs.current:
+            located = self._read(exchange)
+        else:
+            located = terms.located
+            if self.draining is not None:
+                raise self.draining.with_traceback(None)  # one error for all must not collect their frames
+            if terms.principal.key is None:
+                exchange.terms = terms
+                exchange.located = located
+                exchange.principal = terms.principal
+            else:
+                self._read(exchange)  # a key may have been revoked or changed since
         route = located.route
         if route.upload:
             return Intent.STREAM
@@ -129,6 +146,37 @@ class Pipeline:
         if length.isdigit() and int(length) <= HELD_BODY_BYTES:
             return Intent.HOLD
         return Intent.STREAM if b"transfer-encoding" in head.headers or length else Intent.HOLD
+
+    def _read(self, exchange: Exchange) -> Located:
+        """What the head means, worked out and kept with it. A refusal is worked out anew each time."""
+        head = exchange.head
+        located = exchange.located = locate(head)
+        if self.draining is not None:
+            raise self.draining.with_traceback(None)
+        if self._via_mark in head.get(b"via"):
+            raise ProxyError(Kind.PROXY_LOOP, "The request has passed through this proxy already.")
+        catalog = self._catalogs.current
+        try:
+            principal = self._identity.authenticate(head, located.provider, catalog)
+        except PendingKeyError as pending:
+            exchange.wait = self._identify(exchange, located, catalog, pending)
+        else:
+            self._agree(exchange, located, catalog, principal)
+        return located
+
+    async def _identify(
+        self, exchange: Exchange, located: Located, catalog: Catalog, pending: PendingKeyError
+    ) -> None:
+        """The key is not in memory: the one look-up that a request waits for. Raises ``ProxyError``."""
+        self._agree(exchange, located, catalog, await pending.resolve())
+
+    def _agree(self, exchange: Exchange, located: Located, catalog: Catalog, principal: Principal) -> None:
+        head = exchange.head
+        terms: Terms | None = head.terms
+        if terms is None or terms.catalog is not catalog or terms.principal is not principal:
+            terms = head.terms = Terms(head, located, parse_controls(head), principal, catalog)
+        exchange.terms = terms
+        exchange.principal = principal
 
     # -- the whole request -----------------------------------------------------------------------------------
 
@@ -140,19 +188,45 @@ class Pipeline:
         except ProxyError as error:
             client.fail(error)
         except Exception as bug:  # noqa: BLE001 - one of the two places that may
-            self.books.bug("pipeline", bug)
-            if exchange.subscription is not None:
-                exchange.subscription.leave()  # nobody reads it
-            client.fail(ProxyError(Kind.BUG, "Internal error.", detail=repr(bug)))
+            self._stumble(exchange, client, bug)
+
+    def _stumble(self, exchange: Exchange, client: Client, bug: Exception) -> None:
+        self.books.bug("pipeline", bug)
+        if exchange.subscription is not None:
+            exchange.subscription.leave()  # nobody reads it
+        client.fail(ProxyError(Kind.BUG, "Internal error.", detail=repr(bug)))
 
     def _serve(self, exchange: Exchange, client: Client) -> None:
-        exchange.call = self._parse(exchange)
-        plan = exchange.plan = self.plan(exchange)
+        exchange.plan = self.plan(exchange)
+        shortage = self._clearance.ask(exchange)
+        if shortage is None:
+            self._go_on(exchange, client)
+        else:
+            waiting = asyncio.get_running_loop().create_task(self._wait(exchange, client, shortage))
+            self._waiting[exchange] = waiting
+            waiting.add_done_callback(lambda _: self._waiting.pop(exchange, None))
+
+    async def _wait(self, exchange: Exchange, client: Client, shortage: Shortage) -> None:
+        """A budget's lease or a shared limit has to be asked for: the one other look-up that a request waits for."""
+        try:
+            await self._clearance.wait(exchange, shortage)
+            if not exchange.accounted:
+                self._go_on(exchange, client)
+        except ProxyError as error:
+            client.fail(error)
+        except Exception as bug:  # noqa: BLE001 - as in `serve`
+            self._stumble(exchange, client, bug)
+
+    def _go_on(self, exchange: Exchange, client: Client) -> None:
+        """Answer at once or join: one step, from the look-up to the insertion."""
+        plan = exchange.plan
+        assert plan is not None
         if plan.key is not None and self._may_have(exchange, plan, plan.key):
             hit = self._hot.lookup(plan.key, self._clock.now())
             if hit is not None and _is_usable(hit, plan):
                 self._answer_from_cache(exchange, client, plan, hit)
                 return
+        self._clearance.open(exchange)
         self._join(exchange, client, plan)
 
     def _may_have(self, exchange: Exchange, plan: Plan, key: bytes) -> bool:
@@ -160,36 +234,24 @@ class Pipeline:
         model."""
         if plan.caching.reads:
             return True
-        controls = exchange.controls
-        wary = controls is not None and (controls.cache in ("off", "refresh") or controls.max_age_s == 0)
+        assert exchange.terms is not None
+        controls = exchange.terms.controls
+        wary = controls.cache in ("off", "refresh") or controls.max_age_s == 0
         return plan.sharing.joins and not wary and self._hot.is_missing(key, self._clock.now())
 
-    def _parse(self, exchange: Exchange) -> Call | None:
-        located, body = exchange.located, exchange.body
-        assert located is not None
-        if not located.route.has_json_body or not isinstance(body, bytes):
-            return None
-        text = decoded_for_key(exchange.head, body)
-        return None if text is None else parse_call(located.route, text)
-
     def plan(self, exchange: Exchange) -> Plan:
-        """Everything that is decided about the request; pure."""
-        assert exchange.located is not None
-        assert exchange.principal is not None
-        assert exchange.controls is not None
-        assert exchange.catalog is not None
-        body = exchange.body if isinstance(exchange.body, bytes) else None
-        return self._planner.plan(
-            Asked(
-                exchange.head,
-                exchange.located,
-                exchange.call,
-                body,
-                exchange.principal,
-                exchange.controls,
-                exchange.catalog,
-            )
-        )
+        """Read what is asked for and decide everything about it. Raises ``ProxyError`` for what cannot be read."""
+        terms, head = exchange.terms, exchange.head
+        assert terms is not None
+        body = exchange.body if type(exchange.body) is bytes else None
+        call = exchange.call = None if body is None else _parse(terms.located.route, head, body)
+        return self._planner.plan(head, terms, call, body)
+
+    def clear(self, exchange: Exchange) -> None:
+        """Ask for clearance for a request that is not served from here (a WebSocket). Raises ``ProxyError``."""
+        if self._clearance.ask(exchange) is not None:
+            raise ProxyError(Kind.RATE_LIMITED, "The budget of this key is being renewed.", retry_after_s=1.0)
+        self._clearance.open(exchange)
 
     def _answer_from_cache(self, exchange: Exchange, client: Client, plan: Plan, hit: Hit) -> None:
         recording = hit.recording
@@ -246,14 +308,15 @@ class Pipeline:
             exchange.body = subscription.flight.work.body  # equal, by its key: a thousand callers hold one prompt
         else:
             exchange.role = "leader" if subscription.flight.mapped else "alone"
-        controls = exchange.controls
-        client.attach(subscription, controls.patience_s if controls is not None else None, plan.streams)
+        assert exchange.terms is not None
+        client.attach(subscription, exchange.terms.controls.patience_s, plan.streams)
         subscription.start()
 
     def _work(self, plan: Plan, exchange: Exchange, *, renews: bool = False) -> Work:
-        price = exchange.catalog.prices.find(plan.model) if exchange.catalog is not None and plan.model else None
-        own = exchange.principal is None or exchange.principal.own
-        return Work(plan, exchange.body, self._hot.generation, price, own, renews)
+        terms = exchange.terms
+        assert terms is not None
+        price = terms.catalog.prices.find(plan.model) if plan.model else None
+        return Work(plan, exchange.body, self._hot.generation, price, terms.principal, renews)
 
     def _check_idempotency(self, plan: Plan) -> None:
         assert plan.idempotency is not None
@@ -285,6 +348,10 @@ class Pipeline:
         """The exchange is over: count it and log it, once."""
         if not exchange.accounted:
             exchange.accounted = True
+            if self._waiting:
+                waiting = self._waiting.get(exchange)
+                if waiting is not None:
+                    waiting.cancel()
             if self._pays_later(exchange):
                 return
             try:
@@ -293,16 +360,18 @@ class Pipeline:
                 self.books.bug("books", bug)
 
     def _pays_later(self, exchange: Exchange) -> bool:
-        """Whether the price is not known yet, because the payer left before the answer's end: the flight then carries
-        the exchange to its own end, where `Books.flown` books it."""
+        """Whether the price is not known yet, because the payer left before the answer's end, or others that share it
+        are still reading: the flight then carries the exchange to its own end, where `Books.flown` books it."""
         subscription, report = exchange.subscription, exchange.facts
-        if subscription is None or report is None or report.ended_at:
+        if subscription is None or report is None:
             return False
         flight = subscription.flight
-        if flight.payer is not subscription or flight.task is None:
+        work: Work = flight.work
+        divided = work.charge == "split" and not report.booked
+        if not divided and (report.ended_at or flight.payer is not subscription or flight.task is None):
             return False
         exchange.ended_at = self._clock.now()
-        flight.unsettled = exchange
+        flight.unsettled.append(exchange)
         return True
 
     def bug(self, where: str, error: BaseException) -> None:
@@ -310,6 +379,13 @@ class Pipeline:
 
     def count_rejection(self, error: ProxyError) -> None:
         self.books.rejected(error)
+
+
+def _parse(route: Route, head: RequestHead, body: bytes) -> Call | None:
+    if not route.has_json_body:
+        return None
+    text = decoded_for_key(head, body)
+    return None if text is None else parse_call(route, text)
 
 
 def _is_other_body(exchange: Exchange, subscription: Subscription) -> bool:

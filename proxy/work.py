@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from proxy.config.prices import Price
+from proxy.config.principal import Principal
 from proxy.policy.plan import Plan
 from proxy.upstream.base import BodySource
 
@@ -18,7 +19,12 @@ class Work(NamedTuple):
     """The hot cache's when the flight began: an answer is not stored after a purge."""
     price: Price | None
     """Of the plan's model, from the catalog the first exchange was pinned to."""
-    own_credential: bool = True
-    """The caller's own credential is used, not the proxy's."""
+    principal: Principal
+    """For whom it was begun; its charge policy is the flight's."""
     renews: bool = False
     """Nobody waits for it: it renews a stale entry of the hot cache."""
+
+    @property
+    def charge(self) -> str:
+        """How the call is billed: ``first``, ``split`` or ``each``."""
+        return self.principal.key.charge if self.principal.key is not None else "first"

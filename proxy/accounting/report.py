@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from proxy.accounting.usage import Account
 from proxy.protocol.answer import AnswerHead
 from proxy.protocol.usage import Usage
 
@@ -14,9 +15,12 @@ class Report:
 
     __slots__ = (
         "attempts",
+        "booked",
         "ended_at",
         "head",
         "head_at",
+        "paid",
+        "parts",
         "remark",
         "request_sent_at",
         "started_at",
@@ -31,9 +35,23 @@ class Report:
         self.ended_at = 0.0
         self.head: AnswerHead | None = None
         self.usage: Usage | None = None
+        self.paid: Account | None = None
+        """What the call cost, once it was worked out."""
+        self.booked = False
+        """The flight is over and its call on the books."""
+        self.parts = 0
+        """Among how many the call is divided, where it is (`split`)."""
         self.attempts = 0
         """Times the request was put on a connection."""
         self.stored = False
         """The answer was written to the hot cache."""
         self.remark = ""
         """Low-cardinality word for an unusual answer: ``no_terminal``, ``inband_error``, ``cut_after_end``."""
+
+    @property
+    def is_gift(self) -> bool:
+        """The answer came from a cache although it went through a flight, so nobody pays for it."""
+        return self.remark in _GIFTS
+
+
+_GIFTS = ("shared", "stale-if-error")

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple, TextIO
 
 from proxy.config.catalog import PROVIDERS, Catalog, CatalogError, RouteRules, make_catalog, read_catalog_file
 from proxy.config.flags import add_setting_flags, flags_of
-from proxy.config.prices import AS_OF
+from proxy.config.prices import AS_OF, BUILT_IN
 from proxy.config.schema import CatalogFile, json_schema
 from proxy.config.settings import SETTINGS, Loaded, SettingsError, as_text, load_settings, shown
 
@@ -129,10 +129,11 @@ def _load(args: argparse.Namespace, err: TextIO, env: Mapping[str, str]) -> _Loa
     path = settings.settings.config
     try:
         file = read_catalog_file(Path(path), env) if path else CatalogFile()
+        catalog = make_catalog(file, settings.settings)
     except CatalogError as error:
         print(error, file=err)
         return None
-    return _Loaded(settings, file, make_catalog(file, settings.settings))
+    return _Loaded(settings, file, catalog)
 
 
 def _setting_lines(loaded: Loaded) -> Iterator[_Line]:
@@ -160,8 +161,11 @@ def _catalog_lines(loaded: _Loaded) -> Iterator[_Line]:
         cached = "" if price.cached_input is None else f", cached input {as_text(price.cached_input)}"
         text = f"input {as_text(price.input)}{cached}, output {as_text(price.output)}"
         yield _Line(f"prices.{name}", text, "file")
-    built_in = len(catalog.prices.by_name.keys() - file.prices.keys())
-    yield _Line("prices", f"{built_in} built in, as of {AS_OF}", "default")
+    own = [name for name, price in catalog.prices.by_name.items() if price is not BUILT_IN.get(name)]
+    listed = len(set(own) - file.prices.keys())
+    if listed:
+        yield _Line("prices", f"{listed} in {loaded.settings.settings.prices_file}", sources["prices_file"])
+    yield _Line("prices.built_in", f"{len(BUILT_IN.keys() - set(own))} as of {AS_OF}", "default")
     placeholder_source = "file" if file.placeholder_keys is not None else sources["placeholder_keys"]
     placeholders = ",".join(sorted(key.decode() for key in catalog.placeholder_keys))
     yield _Line("placeholder_keys", placeholders, placeholder_source)

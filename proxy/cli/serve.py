@@ -51,16 +51,25 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _serve(settings: Settings, logging: Logging) -> int:
+    from proxy.access.pepper import PepperError
     from proxy.app import App
     from proxy.config.catalog import CatalogError
+    from proxy.errors import StoreError
 
     try:
         app = App(settings, logging=logging)
     except CatalogError as error:
         print(f"sameflight serve: the configuration file cannot be used:\n{error}", file=sys.stderr)
         return 1
+    except PepperError as error:
+        print(f"sameflight serve: virtual keys cannot be checked: {error}", file=sys.stderr)
+        return 1
     try:
         await app.start()
+    except StoreError as error:
+        print(f"sameflight serve: the database cannot be used: {error}", file=sys.stderr)
+        await app.close()
+        return 1
     except OSError as error:
         print(f"sameflight serve: cannot listen: {error}", file=sys.stderr)
         await app.close()
@@ -88,6 +97,7 @@ def _stop_on_signals(app: App) -> asyncio.Event:
 
 async def _drain(app: App, stop: asyncio.Event, grace_s: float) -> None:
     """Drain; a second signal cuts the grace short."""
+    app.books.post()  # what has ended already is told before
     app.log.info("draining", grace_s=grace_s, running=app.server.running)
     stop.clear()
     again = asyncio.ensure_future(stop.wait())

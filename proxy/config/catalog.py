@@ -15,6 +15,7 @@ from typing import Final, TypeVar
 
 from proxy.config.convert import convert
 from proxy.config.document import MAX_BYTES, CatalogError, Document, Problem, read_document
+from proxy.config.price_file import read_price_file
 from proxy.config.prices import Price, Prices, make_prices
 from proxy.config.schema import ROUTE_NAMES, CacheFile, CatalogFile, PriceFile, ProviderFile, RouteFile
 from proxy.config.settings import Settings
@@ -95,7 +96,7 @@ class Catalog:
 
 
 def default_catalog(settings: Settings) -> Catalog:
-    """The catalog without a file."""
+    """The catalog without a file. Raises ``CatalogError`` for the file of prices."""
     return make_catalog(CatalogFile(), settings)
 
 
@@ -154,17 +155,18 @@ def _mapping_at(document: Document, *path: str) -> dict[str, object]:
 
 
 def make_catalog(file: CatalogFile, settings: Settings, *, generation: int = 1) -> Catalog:
-    """Fold what a checked file says over what the settings say."""
+    """Fold what a checked file says over what the settings say. Raises ``CatalogError`` for the file of prices."""
     other = _rules_of_settings(settings)
     cached = _rules_of_settings(settings, models=True)
     bases = {name: cached if name in ("models", "model") else other for name in ROUTE_NAMES}
+    listed = read_price_file(Path(settings.prices_file)) if settings.prices_file else {}
     placeholders = settings.placeholder_keys if file.placeholder_keys is None else file.placeholder_keys
     return Catalog(
         generation=generation,
         providers=MappingProxyType({name: _make_provider(name, file, settings) for name in PROVIDERS}),
         routes=MappingProxyType({name: _fold(base, file.routes.get(name)) for name, base in bases.items()}),
         other=other,
-        prices=make_prices({name: _make_price(price) for name, price in file.prices.items()}),
+        prices=make_prices({**listed, **{name: _make_price(price) for name, price in file.prices.items()}}),
         placeholder_keys=frozenset(key.encode() for key in placeholders),
     )
 
@@ -183,7 +185,7 @@ def _make_provider(name: str, file: CatalogFile, settings: Settings) -> Provider
 
 
 def _make_price(price: PriceFile) -> Price:
-    return Price(price.input, price.output, price.cached_input)
+    return Price(price.input, price.output, price.cached_input, price.cache_write)
 
 
 def _rules_of_settings(settings: Settings, *, models: bool = False) -> RouteRules:

@@ -27,6 +27,9 @@ class Price:
     output: float = 0.0
     cached_input: float | None = None
     """Input tokens that the upstream took from its prompt cache; ``None`` charges them as ``input``."""
+    cache_write: float | None = None
+    """Input tokens that the upstream wrote to its prompt cache; ``None`` charges them as ``input``. Where rates
+    differ by how long they stay there (Anthropic's five minutes and one hour), that of the usual, shorter one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +53,14 @@ def make_prices(own: Mapping[str, Price] = MappingProxyType({})) -> Prices:
     return Prices(MappingProxyType({**BUILT_IN, **own}))
 
 
-def _table(rows: str) -> dict[str, Price]:
-    """Lines of ``model input cached-input output``, where ``-`` means there is no such rate."""
+def _table(rows: str, cache_write: float | None = None) -> dict[str, Price]:
+    """Lines of ``model input cached-input output``, where ``-`` means there is no such rate. ``cache_write`` is the
+    rate of cache writes as a multiple of ``input``."""
     prices = {}
     for line in filter(None, rows.splitlines()):
         name, fresh, cached, output = line.split()
-        prices[name] = Price(float(fresh), 0.0 if output == "-" else float(output), _rate(cached))
+        written = None if cache_write is None else round(float(fresh) * cache_write, 6)
+        prices[name] = Price(float(fresh), 0.0 if output == "-" else float(output), _rate(cached), written)
     return prices
 
 
@@ -174,4 +179,6 @@ mistral-embed            0.1    -      -
 codestral-embed          0.15   0.015  -
 """
 
-BUILT_IN: Final[Mapping[str, Price]] = MappingProxyType(_table(_OPENAI + _ANTHROPIC + _MISTRAL))
+BUILT_IN: Final[Mapping[str, Price]] = MappingProxyType(
+    {**_table(_OPENAI), **_table(_ANTHROPIC, cache_write=1.25), **_table(_MISTRAL)}
+)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from proxy.config.keys import KeyRecord
 from proxy.protocol.message import HeaderList
 
 
@@ -14,10 +15,12 @@ class Principal:
     scope: bytes
     """Whose flights and cache entries its requests may meet; 16 bytes."""
     key_id: str
-    """Digest prefix that names the credential in logs; never the credential."""
+    """Names the credential in logs: the id of a virtual key, else the start of a digest; never the credential."""
     credential: HeaderList
     """What authenticates the upstream request; empty when there is nothing to present."""
     credential_id: bytes
     """Digest of the upstream credential, for the fingerprint; 16 bytes."""
     own: bool
     """The credential is the caller's; ``False`` when the provider key of this proxy is used."""
+    key: KeyRecord | None = None
+    """What the operator said about the virtual key that was presented; ``None`` for any other credential."""

@@ -66,6 +66,7 @@ class PriceFile(Struct, forbid_unknown_fields=True, frozen=True):
     input: Usd
     output: Usd = 0.0
     cached_input: Usd | None = None
+    cache_write: Usd | None = None
 
 
 RouteName = Annotated[str, Meta(extra_json_schema={"enum": sorted(ROUTE_NAMES)})]

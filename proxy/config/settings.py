@@ -26,10 +26,13 @@ from proxy.config.values import (
     parse_base_url,
     parse_base_url_text,
     parse_cache_url,
+    parse_database_url,
     parse_flag,
     parse_key,
     parse_names,
+    parse_prefix,
     parse_text,
+    secret_from,
     size_from,
 )
 
@@ -123,7 +126,17 @@ class Settings:
     config: str = _setting("", "YAML file with providers, routes and prices.", parse_text)
     state_dir: str = _setting("./.sameflight", "Directory for what outlives the process.", parse_text)
     cache_url: str = _setting(
-        "", "Second cache level: empty for none, memory:// for one inside the process.", parse_cache_url
+        "",
+        "Second cache level: empty for none, memory:// for one inside the process, or a Valkey or Redis server that "
+        "processes share (redis://, rediss://, valkey://, valkeys://, unix://); the latter needs KEY_SECRET.",
+        parse_cache_url,
+        secret=True,
+    )
+    cache_prefix: str = _setting(
+        "sameflight", "What names on that server begin with; one for each group of proxies that share.", parse_prefix
+    )
+    cache_timeout_ms: float = _setting(
+        50.0, "Longest wait for a look-up on that server.", number_from(1.0), "milliseconds"
     )
     ca_file: str = _setting(
         "", "PEM file of the authorities that may vouch for an upstream; empty: the system's.", parse_text
@@ -156,6 +169,10 @@ class Settings:
     write_stall_s: float = _seconds(60.0, "Time a client may take nothing of what is sent before it is dropped.")
     abort_on_half_close: bool = _setting(
         True, "A client that closes its sending side has left; false: it still gets its answer.", parse_flag
+    )
+
+    fast_lane: bool = _setting(
+        True, "Plain requests go past aiohttp's server; false: through it, as all others do.", parse_flag
     )
 
     connect_timeout_s: float = _seconds(5.0, "Time to reach an upstream: DNS, TCP and TLS.")
@@ -193,7 +210,101 @@ class Settings:
         0.0, "Time the answer to an Idempotency-Key is kept for replay; 0: none is.", 0.0
     )
 
+    limit_burst_s: float = _seconds(60.0, "How many seconds' worth of a limit per minute may be used at once.", 0.001)
+    limit_workers: int = _count(
+        1, "Processes among which limits are divided while they cannot share them through SAMEFLIGHT_CACHE_URL."
+    )
+    assumed_output_tokens: int = _setting(
+        4_096,
+        "Output that is reserved for a request that does not bound it.",
+        integer_between(0, 1_000_000),
+        "tokens",
+    )
+    budget_lease_s: float = _seconds(
+        120.0,
+        "Time for which a process may spend what it leased of a budget without hearing from the database.",
+        10.0,
+    )
+    budget_wait_s: float = _seconds(
+        2.0, "Longest time a request waits for money that other processes may give back before it is refused."
+    )
+    budget_when_store_down: str = _setting(
+        "refuse",
+        "When the database is away and the lease is used up: refuse: 503; allow: let requests through, charge later.",
+        one_of("refuse", "allow"),
+    )
+    budget_unpriced: str = _setting(
+        "allow",
+        "Requests under a budget to a model whose price is not known: allow: not charged, but counted; refuse: 402.",
+        one_of("allow", "refuse"),
+    )
+
+    max_connections: int = _setting(
+        0, "Connections of clients; 0: 45 % of what file descriptors there may be.", integer_between(0, 10_000_000)
+    )
+    shed_after_ms: float = _setting(
+        100.0,
+        "Standing delay of the event loop at which new requests begin to be refused; 0: none ever is.",
+        number_from(0),
+        "milliseconds",
+    )
+    shed_target_ms: float = _setting(
+        5.0, "Delay that is aimed at while requests are refused.", number_from(0.1), "milliseconds"
+    )
+    memory_limit_bytes: int = _bytes(
+        0, "Memory above 80 % of which relief begins; 0: the limit of the control group, if there is one.", 0
+    )
+
     drain_grace_s: float = _seconds(25.0, "Time running requests get when the process is told to stop.", 0.0)
+
+    database_url: str = _setting(
+        "",
+        "Where keys, budgets and usage are kept: postgresql://user:password@host/name; empty: a SQLite file in the "
+        "state directory.",
+        parse_database_url,
+        secret=True,
+    )
+    database_migrate: bool = _setting(
+        True, "Bring the database's schema up to date at start; false: `sameflight migrate` does that.", parse_flag
+    )
+
+    spool_fsync: str = _setting(
+        "interval",
+        "When usage records go to the disk: interval: every 100 ms; always: before each answer ends; never: when the "
+        "system likes. Only the death of the machine can lose what is not there yet.",
+        one_of("interval", "always", "never"),
+    )
+    spool_policy: str = _setting(
+        "available",
+        "When usage records find no room on the disk: available: serve, keep them in a bounded part of memory and "
+        "count what is lost; strict: answer 503.",
+        one_of("available", "strict"),
+    )
+    spool_bytes: int = _bytes(1024 * MIB, "Disk space for usage records while the database is away.", 8 * MIB)
+    prices_file: str = _setting(
+        "", "JSON file of prices, in LiteLLM's or genai-prices' shape; it wins over the built-in ones.", parse_text
+    )
+
+    key_pepper: str = _setting(
+        "",
+        "Secret under which virtual keys are stored, kept outside the database and the same in all processes that "
+        "share one; empty: the file key_pepper in the state directory, made when it is first needed.",
+        secret_from(16),
+        secret=True,
+    )
+    key_fresh_s: float = _seconds(30.0, "Time for which a virtual key is believed after the database confirmed it.")
+    auth_stale_max_s: float = _seconds(
+        900.0, "Time for which keys that were seen before are served while the database is away.", 0.0
+    )
+    max_held_keys: int = _count(100_000, "Virtual keys held in memory.")
+    revoke_ends_streams: bool = _setting(
+        False,
+        "A key that is revoked ends the answers that are being read with it; false: those are read to their end.",
+        parse_flag,
+    )
+    admin_token: str = _setting(
+        "", "Secret that opens the admin API for virtual keys; empty: it is closed.", secret_from(16), secret=True
+    )
 
 
 class Setting(NamedTuple):
@@ -243,7 +354,7 @@ class Loaded(NamedTuple):
     sources: Mapping[str, str]
     """Name of each setting → ``default``, ``env`` or ``flag``."""
     warnings: tuple[str, ...]
-    """Names that look like ours but are not, and what was ignored."""
+    """Names that look like ours but are not, what was ignored, and what does less than it seems to."""
 
 
 class _Given(NamedTuple):
@@ -275,6 +386,8 @@ def load_settings(env: Mapping[str, str] | None = None, flags: Mapping[str, obje
     problems += _contradictions(settings)
     if problems:
         raise SettingsError(problems)
+    if settings.cache_url not in ("", "memory://") and not settings.key_secret:
+        warnings.append(f"{PREFIX}CACHE_URL: no answers are shared without {PREFIX}KEY_SECRET, the same everywhere")
     sources = {row.name: given[row.name].source if row.name in given else "default" for row in SETTINGS}
     return Loaded(settings, sources, tuple(warnings))
 

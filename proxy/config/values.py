@@ -12,13 +12,24 @@ import re
 from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Final, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 _TRUE: Final = frozenset(("1", "true", "yes", "on"))
 _FALSE: Final = frozenset(("0", "false", "no", "off"))
 _SIZES: Final = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 _SIZE: Final = re.compile(r"([0-9]{1,15})\s*([A-Za-z]*)")
 _HOST_NAME: Final = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*\.?")
+_PLAIN_OPTIONS: Final = frozenset(("db",))
+_TLS_OPTIONS: Final = _PLAIN_OPTIONS | {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname"}
+_CACHE_OPTIONS: Final = {
+    "redis": _PLAIN_OPTIONS,
+    "valkey": _PLAIN_OPTIONS,
+    "unix": _PLAIN_OPTIONS,
+    "rediss": _TLS_OPTIONS,
+    "valkeys": _TLS_OPTIONS,
+}
+CACHE_SERVERS: Final = frozenset(_CACHE_OPTIONS)
+"""Schemes of the URLs of Valkey and Redis servers."""
 _PATH: Final = re.compile(r"[!-~]*")
 
 
@@ -54,6 +65,30 @@ def parse_key(text: str) -> str:
     if not (text.isascii() and text.isprintable()) or " " in text:
         raise ValueError("a key of printable ASCII characters without spaces")
     return text
+
+
+def secret_from(least: int) -> Callable[[str], str]:
+    """A parser of secrets that nobody guesses: at least so many printable ASCII characters. Only a setting's default
+    is empty: an empty file is a mistake, and must not switch anything off or on."""
+
+    def parse(text: str) -> str:
+        try:
+            secret = parse_key(text)
+        except ValueError:
+            secret = ""
+        if len(secret) < least:
+            raise ValueError(f"a secret of at least {least} printable ASCII characters without spaces")
+        return secret
+
+    return parse
+
+
+def parse_prefix(text: str) -> str:
+    """What names begin with where several programs keep theirs."""
+    prefix = text.strip()
+    if not re.fullmatch(r"[A-Za-z0-9_.:-]{1,64}", prefix) or prefix.endswith(":"):
+        raise ValueError("1 to 64 letters, digits and _.:-, the last no colon")
+    return prefix
 
 
 def parse_flag(text: str) -> bool:
@@ -121,10 +156,40 @@ def one_of(*choices: str) -> Callable[[str], str]:
 
 
 def parse_cache_url(text: str) -> str:
-    """Where a shared cache level lives; so far there is only the one in memory."""
+    """Where the cache level shared by processes is: nowhere, in memory, or a Valkey or Redis server.
+
+    A server's URL has a host or the path of a Unix socket, perhaps user and password (percent-encoded), a database
+    number and for TLS the names of files: nothing that would lift a bound.
+    """
     url = parse_text(text)
-    if url not in ("", "memory://"):
-        raise ValueError("empty, or memory://")
+    if url in ("", "memory://"):
+        return url
+    expected = (
+        "empty, memory://, or a URL such as valkey://user:password@host:6379/0, rediss://host?ssl_ca_certs=/ca.pem "
+        "or unix:///run/valkey.sock"
+    )
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+        options = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True) if parts.query else []
+    except ValueError:
+        raise ValueError(expected) from None
+    if parts.scheme not in CACHE_SERVERS or parts.fragment or " " in url or port == 0:
+        raise ValueError(expected)
+    if parts.scheme == "unix":
+        placed = parts.path.startswith("/") and len(parts.path) > 1 and not host
+    else:
+        placed = host is not None and _is_host(host) and re.fullmatch(r"(/[0-9]{0,4})?", parts.path) is not None
+    if not placed or any(not value or name not in _CACHE_OPTIONS[parts.scheme] for name, value in options):
+        raise ValueError(expected)
+    return url
+
+
+def parse_database_url(text: str) -> str:
+    """Where the database is: PostgreSQL, or nothing for a file."""
+    url = parse_text(text)
+    if url and not url.startswith(("postgresql://", "postgres://")):
+        raise ValueError("empty, or a URL such as postgresql://user:password@host:5432/name")
     return url
 
 

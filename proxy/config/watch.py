@@ -8,6 +8,7 @@ when it says yes; SIGHUP calls ``reload`` at once. A reload reads and parses a f
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from proxy.config.catalog import Catalog, CatalogError, Problem, default_catalog
 from proxy.config.settings import Settings
 
 _Stamp = tuple[str, str, int, int, int]
+_Stamps = tuple[_Stamp | None, ...]
 
 
 class ReloadResult(NamedTuple):
@@ -31,9 +33,10 @@ class CatalogHolder:
     """Owns the current snapshot."""
 
     # Mutable state, all written by `reload` only (and `_seen` by `changed`): `current` is swapped whole; `_seen` is
-    # what the file looked like when it was last looked at, so that a bad file is tried once for each change.
+    # what the files (the catalog's and that of prices) looked like when it was last looked at, so that a bad file is tried once for each change.
     __slots__ = (
         "_env",
+        "_files",
         "_path",
         "_seen",
         "_settings",
@@ -49,8 +52,9 @@ class CatalogHolder:
         self._settings = settings
         self._env = env
         self._path = Path(settings.config) if settings.config else None
+        self._files = tuple(Path(name) for name in (settings.config, settings.prices_file) if name)
         self._seen = self._look()
-        self.current: Catalog = default_catalog(settings) if self._path is None else self._load(1)
+        self.current: Catalog = self._load(1)
         self.reloads = 0
         """Reloads that went well, changed or not."""
         self.reload_failures = 0
@@ -58,8 +62,8 @@ class CatalogHolder:
         self.last_problems: tuple[Problem, ...] = ()
 
     def changed(self) -> bool:
-        """Whether the file looks different from when it was last read. Costs two system calls."""
-        return self._path is not None and self._look() != self._seen
+        """Whether a file looks different from when it was last read. Costs two system calls each."""
+        return self._look() != self._seen
 
     def reload(self) -> ReloadResult:
         """Read the file again and swap the snapshot if it is good and says something else than before."""
@@ -67,7 +71,7 @@ class CatalogHolder:
         self._seen = self._look()
         current = self.current
         try:
-            catalog = current if self._path is None else self._load(current.generation + 1)
+            catalog = self._load(current.generation + 1) if self._files else current
         except CatalogError as error:
             self.reload_failures += 1
             self.last_reload_ok = False
@@ -82,22 +86,23 @@ class CatalogHolder:
         return ReloadResult(True, changed, self.current.generation)
 
     def _load(self, generation: int) -> Catalog:
-        assert self._path is not None
+        if self._path is None:
+            return replace(default_catalog(self._settings), generation=generation)
         return load_catalog(self._path, self._env, self._settings, generation=generation)
 
-    def _look(self) -> _Stamp | None:
-        """What tells one version of the file from another, ``None`` while it is not there.
+    def _look(self) -> _Stamps:
+        """What tells one version of the files from another, ``None`` for one that is not there."""
+        return tuple(map(_look_at, self._files))
 
-        Kubernetes swaps the symlink ``..data`` beside a mounted file; a new version may then have the size and, on
-        a file system with coarse times, the time of the old one.
-        """
-        path = self._path
-        if path is None:
-            return None
-        try:
-            about = path.stat()
-            swapped = path.parent / "..data"
-            target = str(swapped.readlink()) if swapped.is_symlink() else ""
-        except (OSError, ValueError):
-            return None
-        return str(path), target, about.st_ino, about.st_mtime_ns, about.st_size
+
+def _look_at(path: Path) -> _Stamp | None:
+    """Kubernetes swaps the symlink ``..data`` beside a mounted file; a new version may then have the size and, on a
+    file system with coarse times, the time of the old one.
+    """
+    try:
+        about = path.stat()
+        swapped = path.parent / "..data"
+        target = str(swapped.readlink()) if swapped.is_symlink() else ""
+    except (OSError, ValueError):
+        return None
+    return str(path), target, about.st_ino, about.st_mtime_ns, about.st_size

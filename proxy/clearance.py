@@ -1,0 +1,118 @@
+"""What a request needs before it may fly: the right to ask for this, room within its limits and budgets, and an open
+line in the usage spool. And what becomes of that when it is over.
+
+Callers with a credential of their own have no key and no limits here; only their usage is kept.
+"""
+
+from __future__ import annotations
+
+from proxy.access.limits import Limiter, Shortage
+from proxy.access.limits_reservation import UNLIMITED, Reservation
+from proxy.access.permission import allow
+from proxy.accounting.record import UsageRecord
+from proxy.accounting.spool import Spool
+from proxy.accounting.usage import Account
+from proxy.clock import Clock
+from proxy.config.keys import KeyRecord
+from proxy.exchange import Exchange
+from proxy.policy.estimate import estimate
+
+
+class Clearance:
+    """Grants and takes back. Everything but `wait` is synchronous."""
+
+    __slots__ = ("_assumed_output_tokens", "_clock", "_limiter", "_spool")
+
+    def __init__(self, clock: Clock, limiter: Limiter, spool: Spool, *, assumed_output_tokens: int) -> None:
+        self._clock = clock
+        self._limiter = limiter
+        self._spool = spool
+        self._assumed_output_tokens = assumed_output_tokens
+
+    def ask(self, exchange: Exchange) -> Shortage | None:
+        """Reserve for a request whose plan is made, or say what it has to wait for. Raises ``ProxyError`` (forbidden,
+        limited, budget spent)."""
+        principal = exchange.principal
+        assert principal is not None
+        if principal.key is None:
+            exchange.admitted_at = self._clock.wall()
+            return None
+        taken = self._reserve(exchange, principal.key)
+        if type(taken) is Shortage:
+            return taken
+        assert isinstance(taken, Reservation)
+        self._grant(exchange, taken)
+        return None
+
+    def allow(self, exchange: Exchange) -> None:
+        """Raise ``ProxyError(FORBIDDEN)`` if the key may not ask for this."""
+        principal, located, plan = exchange.principal, exchange.located, exchange.plan
+        assert principal is not None
+        assert located is not None
+        if principal.key is not None:
+            allow(principal.key, located.route, plan.model if plan is not None else "")
+
+    async def wait(self, exchange: Exchange, shortage: Shortage) -> None:
+        """Wait for what was short, within the settings' bounds. Raises ``ProxyError``."""
+        taken = await self._limiter.obtain(shortage)
+        if exchange.accounted:
+            taken.refund()  # the client left in the tick in which it was granted
+        else:
+            self._grant(exchange, taken)
+
+    def _grant(self, exchange: Exchange, reservation: Reservation) -> None:
+        exchange.reservation = reservation
+        exchange.admitted_at = self._clock.wall()
+
+    def _reserve(self, exchange: Exchange, key: KeyRecord) -> Reservation | Shortage:
+        self.allow(exchange)
+        ties = self._limiter.ties(key)
+        if not ties.accounts:
+            return UNLIMITED
+        if not (ties.has_tokens or ties.has_budget):
+            return self._limiter.reserve(ties)
+        located, plan, terms = exchange.located, exchange.plan, exchange.terms
+        assert located is not None
+        assert plan is not None
+        assert terms is not None
+        body = exchange.body
+        guess = estimate(
+            located.route,
+            exchange.call,
+            len(body) if isinstance(body, bytes) else 0,
+            terms.catalog.prices.find(plan.model) if plan.model else None,
+            self._assumed_output_tokens,
+        )
+        return self._limiter.reserve(ties, guess.tokens, guess.picodollars, priced=guess.priced)
+
+    # -- the usage record --------------------------------------------------------------------------------------
+
+    def open(self, exchange: Exchange) -> None:
+        """Put down that this request may be about to cost something, before it can. Raises
+        ``ProxyError(USAGE_UNAVAILABLE)`` where the operator would rather refuse than not know."""
+        principal, plan = exchange.principal, exchange.plan
+        assert principal is not None
+        assert plan is not None
+        key = principal.key
+        self._spool.open_record(
+            exchange.request_id,
+            exchange.admitted_at,
+            principal.key_id,
+            key.tenant if key is not None else "",
+            key.team if key is not None else "",
+            plan.target.provider,
+            plan.route.name,
+            plan.model,
+            exchange.bytes_in // 4,
+            exchange.reservation.picodollars,
+            plan.streams,
+        )
+
+    def settle(self, exchange: Exchange, account: Account, record: UsageRecord) -> None:
+        """The request is over: what it is billed, and its line in the spool. Once."""
+        exchange.reservation.settle(account.tokens, account.picodollars)
+        self._spool.close_record(record)
+
+    def note(self, record: UsageRecord) -> None:
+        """Put down usage that is on no exchange: of a call that nobody was left to pay for."""
+        self._spool.close_record(record)

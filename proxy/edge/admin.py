@@ -1,7 +1,7 @@
-"""The admin listener: health, metrics and what is in the air, on a port of its own.
+"""The admin listener: health, metrics and what is in the air, on a port of its own; the admin API where it is open.
 
-Nothing here may wait for anything but the loop: a probe that asks a database for its opinion takes a good process
-out of service with a bad database.
+Nothing but the admin API may wait for anything but the loop: a probe that asks a database for its opinion takes a
+good process out of service with a bad database.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 from aiohttp import web
+
+from proxy.edge.admin_keys import AdminApi
 
 _JSON: Final = "application/json"
 
@@ -33,11 +35,12 @@ class Views(NamedTuple):
 
 
 class AdminServer(web.Server):
-    """Answers GET on a handful of paths and refuses the rest."""
+    """Answers GET on a handful of paths, hands ``/admin/`` to the API and refuses the rest."""
 
-    def __init__(self, views: Views) -> None:
-        super().__init__(self.handle, access_log=None, keepalive_timeout=75.0)
+    def __init__(self, views: Views, api: AdminApi | None = None) -> None:
+        super().__init__(self.handle, access_log=None, keepalive_timeout=75.0, lingering_time=1.0)
         self._views = views
+        self.api = api
         probes = {
             "/livez": views.live,
             "/health/liveliness": views.live,
@@ -51,6 +54,8 @@ class AdminServer(web.Server):
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """One admin request."""
+        if self.api is not None and request.path.startswith("/admin/"):
+            return await self.api.handle(request)
         if request.method not in ("GET", "HEAD"):
             return _json(405, {"error": "only GET is answered here"})
         probe = self._probes.get(request.path)

@@ -1,7 +1,7 @@
 """Request bodies off the wire: held whole within a bound, or streamed for uploads; never at a trickle.
 
-aiohttp reads a body as slowly as the client likes to send it. `PaceGuard` gives every body a least pace and a held
-one a time limit; both fail the read that waits, so nobody waits for a client that does not send.
+aiohttp reads a body as slowly as the client likes to send it. `Pace` gives every body a least pace and a held one a
+time limit, on either lane; `PaceGuard` fails the read that waits, so nobody waits for a client that does not send.
 """
 
 from __future__ import annotations
@@ -25,51 +25,79 @@ class BodyLimits(NamedTuple):
     timeout_s: float
 
 
-class PaceGuard:
-    """Fails a body that comes too slowly: fewer than ``min_rate`` bytes a second over ten seconds of waiting."""
+class Pace:
+    """Whether a body comes fast enough: not fewer than ``min_rate`` bytes a second over ten seconds of waiting, and a
+    held one within its time. Sans-IO; all times are monotonic seconds."""
 
-    __slots__ = ("_asked_at", "_bytes", "_clock", "_content", "_deadline", "_ends_at", "_limits", "_waited_s")
+    # Mutable state: what came and how long was waited for it since the last look, and when the next look is due.
+    __slots__ = ("_asked_at", "_bytes", "_ends_at", "_limits", "_waited_s", "due_at")
+
+    def __init__(self, limits: BodyLimits, now: float, *, bounded: bool) -> None:
+        self._limits = limits
+        self._bytes = 0
+        self._ends_at = now + limits.timeout_s if bounded else None
+        self._asked_at: float | None = None
+        self._waited_s = 0.0
+        self.due_at = now + min(_WINDOW_S, limits.timeout_s)
+
+    def ask(self, now: float) -> None:
+        """From now on the client is waited for."""
+        self._asked_at = now
+
+    def rest(self, now: float) -> None:
+        """Nobody waits any more. A body that nobody asks for is held up by us, not by the client."""
+        if self._asked_at is not None:
+            self._waited_s += now - self._asked_at
+            self._asked_at = None
+
+    def count(self, size: int) -> None:
+        self._bytes += size
+
+    def check(self, now: float) -> ProxyError | None:
+        """What is wrong at ``due_at``; if nothing is, ``due_at`` moves on."""
+        ends_at, limits = self._ends_at, self._limits
+        late = ends_at is not None and now >= ends_at
+        waited_s = self._waited_s + (now - self._asked_at if self._asked_at is not None else 0.0)
+        slow = waited_s >= _WINDOW_S / 2 and self._bytes < limits.min_rate * min(waited_s, _WINDOW_S)
+        if late or slow:
+            why = "body_timeout" if late else "body_rate"
+            return ProxyError(Kind.REQUEST_TIMEOUT, "The request body came too slowly.", why=why)
+        self._bytes = 0
+        self._waited_s = 0.0
+        if self._asked_at is not None:
+            self._asked_at = now
+        self.due_at = now + _WINDOW_S if ends_at is None else min(now + _WINDOW_S, ends_at)
+        return None
+
+
+class PaceGuard:
+    """Fails the read of a body that comes too slowly."""
+
+    __slots__ = ("_clock", "_content", "_deadline", "_pace")
 
     def __init__(
         self, content: StreamReader, limits: BodyLimits, clock: Clock, deadlines: Deadlines, *, bounded: bool
     ) -> None:
         self._content = content
-        self._limits = limits
         self._clock = clock
-        self._bytes = 0
-        self._ends_at = clock.now() + limits.timeout_s if bounded else None
-        self._asked_at: float | None = None
-        self._waited_s = 0.0
-        self._deadline: Deadline | None = deadlines.arm(min(_WINDOW_S, limits.timeout_s), self._check)
+        self._pace = Pace(limits, clock.now(), bounded=bounded)
+        self._deadline: Deadline | None = deadlines.arm_at(self._pace.due_at, self._check)
 
     def ask(self) -> None:
         """From now on the client is waited for."""
-        self._asked_at = self._clock.now()
+        self._pace.ask(self._clock.now())
 
     def count(self, size: int) -> None:
-        self._bytes += size
-        if self._asked_at is not None:
-            self._waited_s += self._clock.now() - self._asked_at
-            self._asked_at = None
+        self._pace.count(size)
+        self._pace.rest(self._clock.now())
 
     def _check(self) -> float | None:
-        now = self._clock.now()
-        late = self._ends_at is not None and now >= self._ends_at
-        # A body that nobody asks for is held up by us, not by the client.
-        waited_s = self._waited_s + (now - self._asked_at if self._asked_at is not None else 0.0)
-        slow = waited_s >= _WINDOW_S / 2 and self._bytes < self._limits.min_rate * min(waited_s, _WINDOW_S)
-        if late or slow:
+        error = self._pace.check(self._clock.now())
+        if error is not None:
             self._deadline = None
-            why = "body_timeout" if late else "body_rate"
-            error = ProxyError(Kind.REQUEST_TIMEOUT, "The request body came too slowly.", why=why)
             self._content.set_exception(error)
             return None
-        self._bytes = 0
-        self._waited_s = 0.0
-        if self._asked_at is not None:
-            self._asked_at = now
-        ends_at = self._ends_at
-        return now + _WINDOW_S if ends_at is None else min(now + _WINDOW_S, ends_at)
+        return self._pace.due_at
 
     def stop(self) -> None:
         if self._deadline is not None:

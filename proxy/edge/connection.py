@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import select
-import socket
-import struct
 from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
@@ -19,8 +16,10 @@ from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
 from proxy.clock import Deadline
+from proxy.edge.heads import Extent
 from proxy.edge.relay import Relay
 from proxy.edge.respond import STATUS_LINES
+from proxy.edge.sockets import PARTING_S, has_hung_up, reset
 from proxy.errors import Kind, ProxyError
 from proxy.exchange import make_request_id
 from proxy.protocol.answer import AnswerHead, render_headers
@@ -29,11 +28,6 @@ from proxy.protocol.routes import MAX_TARGET_BYTES, Dialect
 
 if TYPE_CHECKING:
     from proxy.edge.server import DataServer
-
-_NO_LINGER: Final = struct.pack("ii", 1, 0)
-_PARTING_S: Final = 5.0
-# FIN where the system can tell it apart (Linux); errors and a full hang-up are told in any case.
-_HANGUP: Final = getattr(select, "POLLRDHUP", 0)
 
 MAX_LINE_BYTES: Final = 2 * MAX_TARGET_BYTES
 """Longer targets are not even parsed; between this and ``MAX_TARGET_BYTES`` the refusal knows the dialect."""
@@ -59,7 +53,8 @@ class Connection(RequestHandler):
 
     # Mutable state: relay (set by the server for the running exchange), _head_deadline and _head_bytes (of a head
     # that has begun and is not complete), long_head (once a head may have been too large, to be looked at), _stall
-    # (while the client takes nothing), _full, _parting (while what comes after the last answer is thrown away).
+    # (while the client takes nothing), _full, _parting (while what comes after the last answer is thrown away),
+    # _extent (of the last request, on a connection that was the fast lane's).
     def __init__(self, server: DataServer, **options: Any) -> None:
         super().__init__(server, **options)
         self.server = server
@@ -70,6 +65,7 @@ class Connection(RequestHandler):
         self._stall: Deadline | None = None
         self._full = False
         self._parting: Deadline | None = None
+        self._extent: Extent | None = None
 
     # -- the transport's calls -------------------------------------------------------------------------------
 
@@ -78,7 +74,42 @@ class Connection(RequestHandler):
         self.server.opened += 1
         self._expect_head()
 
+    def adopt(self, transport: asyncio.Transport, reads: list[bytes]) -> None:
+        """Take over from the fast lane, with what it has read and did not heed."""
+        transport.set_protocol(self)
+        super().connection_made(transport)
+        self._expect_head()
+        self._extent = Extent()
+        for data in reads:  # one by one: aiohttp drops what comes in one read with an error
+            self._extent.feed(data)
+            self._receive(data)
+
     def data_received(self, data: bytes) -> None:
+        extent = self._extent
+        if extent is not None and data:  # aiohttp calls this without any to parse on
+            if extent.whole:
+                if self._is_at_rest() and self.server.heads.read(data) is not None:
+                    self._give_back(data)
+                    return
+                extent = self._extent = Extent()
+            extent.feed(data)
+        self._receive(data)
+
+    def _is_at_rest(self) -> bool:
+        """aiohttp's task waits for the next request, and nothing is on its way in either direction."""
+        waits = self._waiter is not None and not self._waiter.done()
+        return waits and self.relay is None and not self._messages and not self._full and not self._force_close
+
+    def _give_back(self, data: bytes) -> None:
+        """The request is plain, and the last one ended where it begins: the connection is the fast lane's again."""
+        transport = self.transport
+        assert transport is not None
+        self.transport = None  # else it would be closed
+        self.connection_lost(None)
+        self.server.forget(self)
+        self.server.make_lane().adopt(transport, data)
+
+    def _receive(self, data: bytes) -> None:
         if self._force_close:
             return
         if self._parting is not None:
@@ -144,13 +175,7 @@ class Connection(RequestHandler):
         self.server.deaf.pop(self, None)
 
     def has_hung_up(self) -> bool:
-        """Whether the client's FIN or RST has come; a transport that is not read does not tell, the kernel does."""
-        sock = self.transport.get_extra_info("socket") if self.transport is not None else None
-        if sock is None:
-            return False
-        poller = select.poll()
-        poller.register(sock.fileno(), _HANGUP)
-        return bool(poller.poll(0))
+        return has_hung_up(self.transport)
 
     # -- deadlines -------------------------------------------------------------------------------------------
 
@@ -190,7 +215,7 @@ class Connection(RequestHandler):
         if self._waiter is not None:
             self._waiter.cancel()
         self._forget_head()
-        self._parting = self.server.tools.deadlines.arm(_PARTING_S, self._parted)
+        self._parting = self.server.tools.deadlines.arm(PARTING_S, self._parted)
         try:
             transport.write_eof()
             transport.resume_reading()
@@ -209,12 +234,8 @@ class Connection(RequestHandler):
             self.transport.write(data)
 
     def abort(self) -> None:
-        transport = self.transport
-        if transport is not None:
-            sock = transport.get_extra_info("socket")
-            if sock is not None:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
-            transport.abort()
+        if self.transport is not None:
+            reset(self.transport)
 
     def close_now(self) -> None:
         self.force_close()

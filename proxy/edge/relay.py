@@ -2,7 +2,8 @@
 
 Both lanes use it. Its laws: what goes out is a prefix of the answer, framed once; an answer that is not whole never
 looks whole (the connection ends without the last chunk, or short of its length); and the exchange is accounted
-exactly once, whoever ends it.
+exactly once, whoever ends it, before the last bytes of its answer leave: a process that dies after them has its usage
+on disk.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ _LAST_CHUNK: Final = b"0\r\n\r\n"
 _CLOSE: Final = b"connection: close\r\n"
 _KEEP: Final = b"connection: keep-alive\r\n"
 _MAX_CONVERTED_BYTES: Final = 64 * 1024
+_COPIED_BYTES: Final = 8 * 1024
+"""Up to this size bytes are copied into one write. Longer ones are written as they are, beside their framing: so a
+thousand stalled readers hold one chunk and not a thousand copies of it (19 KiB instead of 226 KiB each)."""
 
 
 class Wire(Protocol):
@@ -107,6 +111,7 @@ class Relay:
         "_converting",
         "_desk",
         "_heartbeat",
+        "_last",
         "_on_done",
         "_owed_bytes",
         "_patience",
@@ -148,6 +153,7 @@ class Relay:
         self._bodyless = False
         self._owed_bytes: int | None = None
         self._converting: bytearray | None = None
+        self._last: list[bytes] | None = None
         self._patience: Deadline | None = None
         self._heartbeat: Deadline | None = None
 
@@ -206,13 +212,17 @@ class Relay:
     def _break_off(self) -> None:
         if self.subscription is not None:
             self.subscription.leave()
+        self._last = None
         self._wire.abort()
         if not self.done:
             self.close_after = True
             self._finish("internal_error")
 
     def _take(self, head: AnswerHead | None, data: bytes, ended: bool) -> None:
-        error = self.subscription.error if ended and self.subscription is not None else None
+        error = None
+        if ended:
+            self._last = []
+            error = self.subscription.error if self.subscription is not None else None
         if head is not None:
             if self._begun:  # a heartbeat began the stream already
                 if not (head.streams and head.status == 200):
@@ -234,9 +244,9 @@ class Relay:
 
     def _begin(self, head: AnswerHead, data: bytes, *, whole: bool) -> None:
         """Write the head and the bytes that came with it in one go."""
-        self._bodyless = is_bodyless(self.exchange.head.method, head.status)
         length = len(data) if whole else head.length
-        if self._bodyless:
+        if is_bodyless(self.exchange.head.method, head.status):
+            self._bodyless = True
             # It says how long a body would have been (RFC 9110, 8.6), which is not known unless somebody said so.
             length = len(data) if data else head.length
             framing = b"content-length: %d\r\n" % length if length is not None and head.status != 204 else b""
@@ -249,17 +259,19 @@ class Relay:
         else:
             framing = b"transfer-encoding: chunked\r\n"
             self._chunked = True
-        if not (self._chunked and head.streams):
+        if self._heartbeat is not None and not (self._chunked and head.streams):
             self._disarm_heartbeat()  # a heartbeat would be taken for a part of the body
         opening = self._open(head, framing)
         if data and not self._bodyless:
-            self._count(data)
-            opening += self._tools.frame(data) if self._chunked else data
-        self._send(opening)
+            self._count(data, self.exchange.head_out_at)
+            self._send_body(data, opening)
+        else:
+            self._send(opening)
 
     def _open(self, head: AnswerHead, framing: bytes) -> bytes:
         self._begun = True
-        self._disarm_patience()
+        if self._patience is not None:
+            self._disarm_patience()
         exchange = self.exchange
         exchange.status = head.status
         body = exchange.body
@@ -271,19 +283,34 @@ class Relay:
             framing += _KEEP
         leads = self.subscription is None or self.subscription.leads
         now = exchange.head_out_at = self._tools.clock.now()
-        return answer_head(exchange, head, framing, date=self._tools.date.get(), leads=leads, now=now)
+        return answer_head(exchange, head, framing, date=self._tools.date.get(now), leads=leads, now=now)
 
     def _body(self, data: bytes) -> None:
         if self._bodyless:
             return
         self._count(data)
-        self._send(self._tools.frame(data) if self._chunked else data)
+        self._send_body(data)
 
-    def _count(self, data: bytes) -> None:
+    def _send_body(self, data: bytes, opening: bytes = b"") -> None:
+        if len(data) <= _COPIED_BYTES:
+            framed = self._tools.frame(data) if self._chunked else data
+            self._send(opening + framed if opening else framed)
+        elif self._chunked:
+            self._send(b"%b%x\r\n" % (opening, len(data)))
+            self._send(data)
+            self._send(b"\r\n")
+        else:
+            if opening:
+                self._send(opening)
+            self._send(data)
+
+    def _count(self, data: bytes, now: float = 0.0) -> None:
+        """``now`` if somebody has just looked."""
         exchange = self.exchange
         if not exchange.first_byte_at:
-            exchange.first_byte_at = self._tools.clock.now()
-            self._disarm_heartbeat()
+            exchange.first_byte_at = now or self._tools.clock.now()
+            if self._heartbeat is not None:
+                self._disarm_heartbeat()
         exchange.bytes_out += len(data)
 
     def _end(self, error: ProxyError | None) -> None:
@@ -313,6 +340,7 @@ class Relay:
 
     def answer(self, head: AnswerHead, body: bytes) -> None:
         """Send a whole answer that is there already: a cache hit."""
+        self._last = []
         self._begin(head, body, whole=True)
         self._finish("ok" if head.status < 400 else "upstream_error")
 
@@ -320,6 +348,7 @@ class Relay:
         """Answer with an error of ours in the dialect of the route; in a stream that has begun, as its last event."""
         if self.done:
             return
+        self._last = []
         exchange = self.exchange
         exchange.error = error
         dialect = _dialect(exchange)
@@ -368,12 +397,36 @@ class Relay:
         self._finish("client_gone")
 
     def _send(self, data: bytes) -> None:
-        self._wire.write(data)
+        if self._last is None:
+            self._wire.write(data)
+        else:
+            self._last.append(data)
+
+    def _send_last(self) -> None:
+        """What was kept back until the books knew of it: in one write, but for bytes that are shared."""
+        last, self._last = self._last, None
+        if not last:
+            return
+        if len(last) == 1 or sum(map(len, last)) <= _COPIED_BYTES:
+            self._wire.write(b"".join(last))
+        else:
+            for data in last:
+                self._wire.write(data)
 
     def _finish(self, outcome: str, *, cut: bool = False) -> None:
         self.done = True
-        self._disarm_patience()
-        self._disarm_heartbeat()
+        if self._patience is not None:
+            self._disarm_patience()
+        if self._heartbeat is not None:
+            self._disarm_heartbeat()
+        self.exchange.outcome = outcome
+        self._desk.account(self.exchange)
+        try:
+            self._send_last()
+        except Exception as bug:  # noqa: BLE001 - as in `take`; and the connection must be told in any case
+            self._desk.bug("relay", bug)
+            self.close_after = True
+            self._wire.abort()
         if cut:
             self.close_after = True
             # Without chunks a close would pass for the end of the answer, and a full buffer would never drain.
@@ -381,8 +434,6 @@ class Relay:
                 self._wire.abort()
             else:
                 self._wire.close_now()
-        self.exchange.outcome = outcome
-        self._desk.account(self.exchange)
         self._on_done()
 
     def _disarm_patience(self) -> None:

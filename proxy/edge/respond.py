@@ -7,6 +7,7 @@ from email.utils import formatdate
 from http import HTTPStatus
 from typing import Final
 
+from proxy.accounting.report import Report
 from proxy.clock import Clock
 from proxy.exchange import Exchange
 from proxy.protocol.answer import AnswerHead, render_headers, spread_retry_after
@@ -21,82 +22,82 @@ STATUS_LINES: Final = {
 
 # What `Cache-Status` (RFC 9211) says for each role; `stored` and `detail` are added where they apply.
 _CACHE_STATUS: Final = {
-    "leader": b"cache-status: sameflight; fwd=miss",
-    "follower": b"cache-status: sameflight; fwd=miss; collapsed",
-    "alone": b"cache-status: sameflight; fwd=bypass",
+    "leader": "cache-status: sameflight; fwd=miss",
+    "follower": "cache-status: sameflight; fwd=miss; collapsed",
+    "alone": "cache-status: sameflight; fwd=bypass",
 }
+
+# As text and encoded at the end: a quarter quicker than as bytes, and so is ``%`` than its successors.
+_EXCHANGE_LINES: Final = (
+    "x-sameflight-request-id: %s\r\n%sx-response-time: %.1fms\r\n"
+    "server-timing: queue;dur=%.2f, upstream;dur=%.2f, proxy;dur=%.2f\r\n"
+)
 
 
 class DateLine:
     """``date: …`` for the current second."""
 
-    __slots__ = ("_clock", "_line", "_second")
+    __slots__ = ("_clock", "_line", "_until")
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._second = -1
+        self._until = 0.0
         self._line = b""
 
-    def get(self) -> bytes:
-        second = int(self._clock.wall())
-        if second != self._second:
-            self._second = second
+    def get(self, now: float) -> bytes:
+        """``now`` is monotonic; the other clock is asked when the second is over."""
+        if now >= self._until:
+            wall = self._clock.wall()
+            second = int(wall)
+            self._until = now + 1.0 - (wall - second)
             self._line = b"date: %b\r\n" % formatdate(second, usegmt=True).encode()
         return self._line
 
 
 def exchange_lines(exchange: Exchange, now: float) -> bytes:
     """The header lines of one exchange: who it is, how it met the cache and the others, how long it took."""
-    total_ms = (now - exchange.received_at) * 1e3
-    return b"x-sameflight-request-id: %b\r\n%b%b%b" % (
-        exchange.request_id.encode(),
-        _cache_status(exchange),
-        b"x-response-time: %.1fms\r\n" % total_ms,
-        _server_timing(exchange, now, total_ms),
-    )
-
-
-def _cache_status(exchange: Exchange) -> bytes:
-    role = exchange.role
-    detail = exchange.detail
-    if role == "hit":
-        line = b"age: %d\r\ncache-status: sameflight; hit; ttl=%d" % (
-            int(exchange.hit_age_s),
-            int(exchange.hit_ttl_s),
-        )
-    else:
-        base = _CACHE_STATUS.get(role)
-        if base is None:
-            return b""
-        line = base
-        if exchange.released:
-            line += b"; collapsed=?0"
-        report = exchange.facts
-        if report is not None:
-            if report.stored:
-                line += b"; stored"
-            detail = detail or report.remark
-    if detail:
-        line += b"; detail=" + detail.encode()
-    return line + b"\r\n"
-
-
-def _server_timing(exchange: Exchange, now: float, total_ms: float) -> bytes:
-    """Queue (until the request was sent upstream), upstream (until its head), proxy (everything else)."""
     report = exchange.facts
-    queue_ms = upstream_ms = 0.0
-    if report is not None and exchange.role != "hit" and report.request_sent_at:
-        # A follower that came late waited only for what was left of the call.
-        sent_at = max(report.request_sent_at, exchange.received_at)
-        head_at = report.head_at or now
-        if exchange.joined_at and sent_at > exchange.joined_at:
-            queue_ms = (sent_at - exchange.joined_at) * 1e3
-        upstream_ms = max(0.0, (head_at - sent_at) * 1e3)
-    return b"server-timing: queue;dur=%.2f, upstream;dur=%.2f, proxy;dur=%.2f\r\n" % (
+    total_ms = (now - exchange.received_at) * 1e3
+    queue_ms, upstream_ms = (0.0, 0.0) if report is None else _shares(exchange, report, now)
+    lines = _EXCHANGE_LINES % (
+        exchange.request_id,
+        _cache_status(exchange, report),
+        total_ms,
         queue_ms,
         upstream_ms,
         max(0.0, total_ms - queue_ms - upstream_ms),
     )
+    return lines.encode()
+
+
+def _cache_status(exchange: Exchange, report: Report | None) -> str:
+    role = exchange.role
+    detail = exchange.detail
+    if role == "hit":
+        line = f"age: {int(exchange.hit_age_s)}\r\ncache-status: sameflight; hit; ttl={int(exchange.hit_ttl_s)}"
+    else:
+        base = _CACHE_STATUS.get(role)
+        if base is None:
+            return ""
+        line = base
+        if exchange.released:
+            line += "; collapsed=?0"
+        if report is not None:
+            if report.stored:
+                line += "; stored"
+            detail = detail or report.remark
+    return f"{line}; detail={detail}\r\n" if detail else line + "\r\n"
+
+
+def _shares(exchange: Exchange, report: Report, now: float) -> tuple[float, float]:
+    """Milliseconds in the queue (until the request was sent upstream) and upstream (until the answer's head)."""
+    if exchange.role == "hit" or not report.request_sent_at:
+        return 0.0, 0.0
+    # A follower that came late waited only for what was left of the call.
+    sent_at = max(report.request_sent_at, exchange.received_at)
+    joined_at = exchange.joined_at
+    queue_ms = (sent_at - joined_at) * 1e3 if joined_at and sent_at > joined_at else 0.0
+    return queue_ms, max(0.0, ((report.head_at or now) - sent_at) * 1e3)
 
 
 def is_bodyless(method: str, status: int) -> bool:

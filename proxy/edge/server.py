@@ -1,21 +1,25 @@
 """The data listener: accepts connections and carries each request into the pipeline.
 
-aiohttp's low-level server, without an application, a router or middleware. For each request: head → admit → body →
-serve → wait for the relay; everything that is decided is decided in the pipeline.
+aiohttp's low-level server, without an application, a router or middleware, and the fast lane in front of it. For each
+request: head → admit → body → serve → wait for the relay; everything that is decided is decided in the pipeline.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from aiohttp import web
 from aiohttp.http import RawRequestMessage
+from aiohttp.web_protocol import RequestHandler
 
 from proxy.clock import Clock
 from proxy.edge.body import BodyLimits, Upload, read_whole, too_large
 from proxy.edge.connection import MAX_LINE_BYTES, Connection, Written
+from proxy.edge.heads import PlainHeads
+from proxy.edge.lane import Lane
 from proxy.edge.relay import EdgeTools, Relay
+from proxy.edge.sockets import PARTING_S
 from proxy.edge.websocket import SocketRelay, refusal_of
 from proxy.errors import Kind, ProxyError
 from proxy.exchange import Exchange
@@ -25,12 +29,13 @@ from proxy.protocol.message import RequestHead, make_request_head
 from proxy.protocol.routes import Located, locate
 from proxy.upstream.websocket import HandshakeRefusedError
 
+_LOOK_EVERY_S: Final = 5.0
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _HEALTH: Final = AnswerHead(200, [(b"content-type", b"application/json"), (b"cache-control", b"no-store")])
 
 
 class DataServer(web.Server):
-    """Makes a `Connection` for each client and handles its requests."""
+    """Makes a `Lane` or a `Connection` for each client and handles the requests of the latter."""
 
     def __init__(
         self,
@@ -44,6 +49,7 @@ class DataServer(web.Server):
         keepalive_s: float,
         abort_on_half_close: bool,
         sockets: SocketRelay,
+        fast_lane: bool = True,
     ) -> None:
         super().__init__(
             self.handle,
@@ -65,24 +71,57 @@ class DataServer(web.Server):
         self.write_stall_s = write_stall_s
         self.abort_on_half_close = abort_on_half_close
         self.sockets = sockets
+        self.fast_lane = fast_lane
+        self.heads = PlainHeads(max_header_bytes)
+        self.loop = self._loop
+        self.keepalive_s = keepalive_s
+        # No shorter than this is anything that a fast lane waits for.
+        self.look_every_s = min(
+            _LOOK_EVERY_S, PARTING_S, head_timeout_s, keepalive_s, write_stall_s, limits.timeout_s
+        )
         # Mutable state: counters, and the switch that a drain throws.
         self.draining = False
         self.opened = 0
         self.closed_why: dict[str, int] = {}
         self.running = 0
-        self.deaf: dict[Connection, None] = {}
+        self.deaf: dict[Connection | Lane, None] = {}
         """Connections that are not read at the moment, because what they sent is not taken; kept by them."""
         self.idle: asyncio.Future[None] | None = None
         """Set by a drain: resolved when no exchange runs any more."""
 
-    def __call__(self) -> Connection:
+    def __call__(self) -> Connection | Lane:  # type: ignore[override]  # what a transport needs of a protocol
+        return self.make_lane() if self.fast_lane else self.make_connection()
+
+    def make_lane(self) -> Lane:
+        return Lane(self)
+
+    def make_connection(self) -> Connection:
         return Connection(self, loop=self._loop, **self._kwargs)
+
+    @property
+    def clients(self) -> list[Connection | Lane]:
+        """Every open connection, on either lane."""
+        return cast("list[Connection | Lane]", self.connections)
+
+    def enter(self, lane: Lane, transport: asyncio.Transport) -> None:
+        self._connections[cast("RequestHandler", lane)] = transport
+
+    def leave(self, lane: Lane) -> None:
+        self._connections.pop(cast("RequestHandler", lane), None)
+        self.deaf.pop(lane, None)
+
+    def forget(self, connection: Connection) -> None:
+        self._connections.pop(connection, None)
+
+    def end_exchange(self) -> None:
+        self.running -= 1
+        if not self.running and self.idle is not None:
+            _resolve(self.idle)
 
     def hush(self) -> None:
         """From now on connections end with the answer they are at; idle ones end at once."""
         self.draining = True
-        for connection in self.connections:
-            assert isinstance(connection, Connection)
+        for connection in self.clients:
             if connection.relay is None:
                 connection.close_now()
             else:
@@ -148,9 +187,7 @@ class DataServer(web.Server):
             if isinstance(exchange.body, Upload):
                 exchange.body.close()
             connection.relay = None
-            self.running -= 1
-            if not self.running and self.idle is not None:
-                _resolve(self.idle)
+            self.end_exchange()
         if connection.full and not relay.close_after:
             await connection.drained()  # else whoever pipelines and does not read makes us hold every answer
         if not request.content.is_eof():
@@ -184,6 +221,8 @@ class DataServer(web.Server):
         head = exchange.head
         try:
             intent = self.pipeline.admit(exchange)
+            if exchange.wait is not None:
+                await exchange.wait
             if b"upgrade" in head.headers:
                 await self._upgrade(request, exchange, relay, done)
                 return

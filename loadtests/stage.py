@@ -152,11 +152,18 @@ class Stage:
                 running.append(peer)
             yield running
 
-    def start(self, name: str, upstream: Upstream, *, caches: bool = False) -> Running:
+    def start(
+        self, name: str, upstream: Upstream, *, caches: bool = False, flags: Sequence[str] = ()
+    ) -> Running:
         """One peer, to be stopped by the caller. Raises ``UnavailableError``."""
         folder = self._make_folder()
         secure = bool(upstream.ca_file)
-        return PEERS[name](Setup(upstream.port, self._core, folder, secure, upstream.ca_file, caches))
+        setup = Setup(upstream.port, self._core, folder, secure, upstream.ca_file, caches, tuple(flags))
+        return PEERS[name](setup)
+
+    def make_folder(self) -> Path:
+        """An empty folder that lives as long as the run."""
+        return self._make_folder()
 
     def _make_folder(self) -> Path:
         self._folders += 1

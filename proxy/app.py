@@ -18,7 +18,7 @@ from typing import Any
 from proxy.access.identity import Identity
 from proxy.books import Books
 from proxy.cache.hot import HotCache
-from proxy.cache.shared import make_shared_cache
+from proxy.cache.shared import Bounds, make_shared_cache
 from proxy.clearance import Clearance
 from proxy.clock import Clock, Deadlines
 from proxy.config.keys import KeyRecord
@@ -39,7 +39,12 @@ from proxy.flight.table import Table
 from proxy.janitor import Janitor
 from proxy.pipeline import Pipeline
 from proxy.policy.planner import Planner
+from proxy.pressure.doors import Doors, bind, choose_bound
+from proxy.pressure.gate import Gate, GateLimits
+from proxy.pressure.memory import MemoryWatch, Resident, read_cgroup_limit
+from proxy.pressure.turns import Turns
 from proxy.production import Production
+from proxy.relief import Relief
 from proxy.telemetry.log import Logging, get_logger
 from proxy.telemetry.metrics import Metrics
 from proxy.upstream.outbound import Outbound
@@ -73,11 +78,17 @@ class App:
         self.catalogs = CatalogHolder(settings, os.environ if env is None else env)
         self.metrics = Metrics()
         self.hot = HotCache(settings.hot_cache_bytes, max_entry_bytes=settings.max_entry_bytes)
-        self.shared = make_shared_cache(settings.cache_url, secret, clock)
+        self.shared = make_shared_cache(
+            settings.cache_url,
+            secret,
+            clock,
+            prefix=settings.cache_prefix,
+            bounds=Bounds(get_s=settings.cache_timeout_ms / 1e3),
+        )
         self.transport = Outbound(settings, clock, deadlines, os.environ if env is None else env)
         self.runner = TaskRunner(loop)
         self.table = Table(clock, deadlines, self.runner, _limits(settings))
-        self.vault = Vault(settings, clock, deadlines, self.log)
+        self.vault = Vault(settings, clock, deadlines, self.log, self.metrics.bug)
         clearance = Clearance(
             clock,
             self.vault.limiter,
@@ -106,6 +117,10 @@ class App:
         self.runner.produce = production.run
         self.runner.launch = production.launch
         self.idempotency = IdempotencyIndex(clock, settings.idempotency_ttl_s)
+        table = self.table
+        limits = GateLimits(settings.shed_after_ms / 1e3, settings.shed_target_ms / 1e3)
+        self.gate = Gate(lambda: len(table.live), lambda: table.started, limits)
+        self.turns = Turns(loop, clock, self.gate.observe)
         self.pipeline = Pipeline(
             clock=clock,
             catalogs=self.catalogs,
@@ -117,6 +132,7 @@ class App:
             idempotency=self.idempotency,
             books=self.books,
             via_mark=via[4:],
+            gate=self.gate,
         )
         self.sockets = SocketRelay(self.transport.connect_websocket)
         tools = EdgeTools(
@@ -150,11 +166,18 @@ class App:
         )
         if settings.revoke_ends_streams:
             self.vault.ring.on_change = self._end_revoked
-        self.janitor = Janitor(clock, deadlines, observe_lag=self.metrics.event_loop_lag_seconds.observe)
+        self.resident = Resident()
+        self.memory = MemoryWatch(
+            Relief(self.hot, self.gate, self.server),
+            limit_bytes=settings.memory_limit_bytes,
+            read_rss=self.resident.read,
+            read_limit=read_cgroup_limit,
+        )
+        self.janitor = Janitor(clock, deadlines, observe_lag=self._observe_lag)
         self._add_duties()
         expose(self)
         self._stack = AsyncExitStack()
-        self._listener: asyncio.Server | None = None
+        self.doors: Doors | None = None
         self._admin_listener: asyncio.Server | None = None
         self._reloading: asyncio.Task[None] | None = None
         self._reload_wanted = False
@@ -171,17 +194,18 @@ class App:
         self.janitor.start()
         self._stack.callback(self.janitor.stop)
         self._stack.push_async_callback(self.shared.close)
+        self.shared.start(self.hot.purge)
         self._stack.push_async_callback(self.transport.close)
         try:
             self._admin_listener = await loop.create_server(self.admin, settings.admin_host, settings.admin_port)
             self._stack.push_async_callback(self._close_admin)
             if settings.unix_socket:
                 _remove_stale_socket(settings.unix_socket)
-                self._listener = await loop.create_unix_server(self.server, settings.unix_socket, backlog=1024)
-            else:
-                self._listener = await loop.create_server(
-                    self.server, settings.host, settings.port, backlog=1024, reuse_address=True
-                )
+            server = self.server
+            listening = await bind(settings.unix_socket or (settings.host, settings.port))
+            most = choose_bound(settings.max_connections)
+            self.doors = Doors(listening, server, lambda: len(server.clients), most)
+            await self.doors.open()
         except OSError:
             await self._stack.aclose()
             raise
@@ -192,8 +216,8 @@ class App:
         self.phase = "draining"
         error = ProxyError(Kind.DRAINING, "The proxy is shutting down; try again.", retry_after_s=1.0)
         self.pipeline.draining = error
-        if self._listener is not None:
-            self._listener.close()
+        if self.doors is not None:
+            self.doors.close()
         self.server.hush()
         await self._landed(grace_s)
         self.table.close(error)
@@ -211,16 +235,17 @@ class App:
     async def close(self) -> None:
         """End everything that is left, in reverse order of its making."""
         self.phase = "stopped"
-        if self._listener is not None:
-            self._listener.close()
+        if self.doors is not None:
+            self.doors.close()
         self.table.shut(ProxyError(Kind.DRAINING, "The proxy has stopped."))
         with suppress(TimeoutError):
             await asyncio.wait_for(self.runner.wait(), 5.0)
         await self.server.shutdown(0.1)
+        self.resident.close()
         self._reload_wanted = False
         if self._reloading is not None:
             await asyncio.wait((self._reloading,), timeout=1.0)
-        if self._listener is not None:  # else the socket there is somebody else's
+        if self.doors is not None:  # else the socket there is somebody else's
             _remove(self.settings.unix_socket)
         await self._stack.aclose()
 
@@ -234,7 +259,8 @@ class App:
     @property
     def port(self) -> int:
         """The data listener's port, as bound."""
-        return _port_of(self._listener)
+        address = self.doors.address if self.doors is not None else None
+        return int(address[1]) if isinstance(address, tuple) else 0
 
     @property
     def admin_port(self) -> int:
@@ -250,8 +276,14 @@ class App:
 
     # -- duties -----------------------------------------------------------------------------------------------
 
+    def _observe_lag(self, lag_s: float) -> None:
+        self.metrics.event_loop_lag_seconds.observe(lag_s)
+        self.turns.tick()
+
     def _add_duties(self) -> None:
         add = self.janitor.add
+        add("memory", 0.25, self.memory.look)
+        add("doors", 0.1, lambda: self.doors.sweep() if self.doors is not None else None)
         add("table", 5.0, self.table.sweep)
         add("hot_cache", 1.0, lambda: self.hot.sweep(self.clock.now()))
         add("idempotency", 5.0, self.idempotency.sweep)
@@ -279,6 +311,7 @@ class App:
                 self.log.error("config_reload_failed", problems=[str(problem) for problem in result.problems])
             elif result.changed:
                 self.hot.advance()
+                self.shared.announce(self.catalogs.current.digest)
                 self.log.info("config_reloaded", generation=result.generation)
 
     def _end_revoked(self, record: KeyRecord) -> None:

@@ -246,8 +246,8 @@ class Books:
 
 
 def _charge(exchange: Exchange, report: Report | None) -> tuple[Account, Usage | None, Account | None]:
-    """What the request is billed or saved, at the prices of the catalog it began with; the tokens on its bill; and the
-    upstream's charge if it is the one that pays it."""
+    """What the request is billed or saved, at the prices of the catalog it began with; the tokens on its bill; and
+    the upstream's charge if it is the one that pays it."""
     plan, terms = exchange.plan, exchange.terms
     if report is None or report.usage is None or plan is None or terms is None:
         return NOTHING, None, None

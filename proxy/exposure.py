@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
+from proxy.cache.shared import AiocacheShared
 from proxy.exposure_vault import expose_vault
 
 if TYPE_CHECKING:
@@ -17,7 +19,10 @@ def expose(app: App) -> None:
     _expose_caches(app)
     _expose_upstream(app)
     _expose_process(app)
+    _expose_pressure(app)
     expose_vault(app.vault, app.metrics)
+    api = app.admin.api
+    app.metrics.counter_from("admin_refused_total", lambda: api.refused if api is not None else 0)
 
 
 def _expose_flights(app: App) -> None:
@@ -44,6 +49,14 @@ def _expose_caches(app: App) -> None:
     metrics.gauge_from("cache_bytes", lambda: hot.size_bytes, "hot")
     metrics.counter_from("cache_hits_total", lambda: getattr(shared, "hits", 0), "shared")
     metrics.counter_from("cache_misses_total", lambda: getattr(shared, "misses", 0), "shared")
+    metrics.counter_from("cache_stores_total", lambda: getattr(shared, "stored", 0), "shared")
+    metrics.gauge_from("cache_up", lambda: int(getattr(shared, "up", False)), "shared")
+    reasons = ("errors", "timeouts", "skipped", "crowded", "rejected", "refused", "outdated")
+    metrics.table_from(
+        "cache_failures_total", lambda: {("shared", reason): getattr(shared, reason, 0) for reason in reasons}
+    )
+    if isinstance(shared, AiocacheShared):
+        metrics.counter_from("cache_purges_total", lambda: shared.generation.changes, "shared")
 
 
 def _expose_upstream(app: App) -> None:
@@ -74,6 +87,18 @@ def _expose_process(app: App) -> None:
     logging = app.logging
     if logging is not None:
         metrics.counter_from("log_lines_dropped_total", lambda: logging.sink.dropped)
+
+
+def _expose_pressure(app: App) -> None:
+    metrics, gate, memory = app.metrics, app.gate, app.memory
+    metrics.gauge_from("queue_delay_seconds", lambda: gate.delay_s)
+    metrics.table_from("shed_total", lambda: {(why,): count for why, count in gate.refused.items()})
+    metrics.gauge_from("shed_level", lambda: int(gate.level))
+    metrics.counter_from("connections_held_total", lambda: gate.held)
+    metrics.counter_from("accept_pauses_total", lambda: app.doors.pauses if app.doors is not None else 0)
+    metrics.gauge_from("memory_limit_bytes", lambda: memory.limit_bytes)
+    metrics.gauge_from("memory_step", lambda: int(memory.step))
+    metrics.gauge_from("tasks", lambda: len(asyncio.all_tasks()))
 
 
 def _count_streams(server: DataServer) -> int:

@@ -21,17 +21,21 @@ def expose_vault(vault: Vault, metrics: Metrics) -> None:
 
 def _expose_keys(vault: Vault, metrics: Metrics) -> None:
     ring, feed = vault.ring, vault.feed
-    results = {
-        "memory": lambda: ring.hits,
-        "stale": lambda: ring.stale_served,
-        "unknown": lambda: ring.unknown_hits + ring.junk,
-        "waited": lambda: ring.misses,
-    }
-    for result, read in results.items():
-        metrics.counter_from("key_lookups_total", read, result)
+    metrics.table_from(
+        "key_lookups_total",
+        lambda: {
+            ("hit",): ring.hits,
+            ("stale",): ring.stale_served,
+            ("miss",): ring.misses,
+            ("unknown",): ring.unknown_hits,
+            ("junk",): ring.junk,
+            ("turned_away",): ring.turned_away,
+        },
+    )
     metrics.gauge_from("key_hit_ratio", lambda: ring.hit_rate)
-    metrics.counter_from("key_fetches_total", lambda: ring.levels.fetches, "asked")
+    metrics.counter_from("key_fetches_total", lambda: ring.levels.fetches, "database")
     metrics.counter_from("key_fetches_total", lambda: ring.levels.fetch_failures, "failed")
+    metrics.counter_from("key_fetches_total", lambda: ring.levels.shared_hits, "shared")
     metrics.gauge_from("keys_held", lambda: len(ring))
     metrics.counter_from("key_evictions_total", lambda: ring.evictions)
     metrics.gauge_from("keys_version_lag", lambda: ring.version_lag)

@@ -31,6 +31,7 @@ from proxy.flight.subscription import Sink, Subscription
 from proxy.flight.table import Table
 from proxy.policy.plan import Plan
 from proxy.policy.planner import Planner, Terms, decoded_for_key
+from proxy.pressure.gate import Gate
 from proxy.protocol.answer import AnswerHead
 from proxy.protocol.call import Call, parse_call
 from proxy.protocol.headers import parse_controls
@@ -89,6 +90,7 @@ class Pipeline:
         "_waiting",
         "books",
         "draining",
+        "gate",
     )
 
     def __init__(
@@ -104,6 +106,7 @@ class Pipeline:
         idempotency: IdempotencyIndex,
         books: Bookkeeper,
         via_mark: bytes,
+        gate: Gate | None = None,
     ) -> None:
         self._clock = clock
         self._catalogs = catalogs
@@ -118,6 +121,8 @@ class Pipeline:
         self._via_mark = via_mark
         """This process's name in ``Via``; a request that carries it came from here."""
         self.draining: ProxyError | None = None
+        self.gate = gate
+        """Who is let in when there are more requests than can be served; asked by the lanes at a request's head."""
 
     # -- from the head alone ---------------------------------------------------------------------------------
 
@@ -129,14 +134,12 @@ class Pipeline:
             located = self._read(exchange)
         else:
             located = terms.located
-            if self.draining is not None:
-                raise self.draining.with_traceback(None)  # one error for all must not collect their frames
+            self._look_at_the_door(exchange)
             if terms.principal.key is None:
                 exchange.terms = terms
-                exchange.located = located
                 exchange.principal = terms.principal
             else:
-                self._read(exchange)  # a key may have been revoked or changed since
+                self._authenticate(exchange, located)  # the key may have been revoked or changed since
         route = located.route
         if route.upload:
             return Intent.STREAM
@@ -151,18 +154,29 @@ class Pipeline:
         """What the head means, worked out and kept with it. A refusal is worked out anew each time."""
         head = exchange.head
         located = exchange.located = locate(head)
-        if self.draining is not None:
-            raise self.draining.with_traceback(None)
+        self._look_at_the_door(exchange)
         if self._via_mark in head.get(b"via"):
             raise ProxyError(Kind.PROXY_LOOP, "The request has passed through this proxy already.")
+        self._authenticate(exchange, located)
+        return located
+
+    def _authenticate(self, exchange: Exchange, located: Located) -> None:
         catalog = self._catalogs.current
         try:
-            principal = self._identity.authenticate(head, located.provider, catalog)
+            principal = self._identity.authenticate(exchange.head, located.provider, catalog)
         except PendingKeyError as pending:
             exchange.wait = self._identify(exchange, located, catalog, pending)
         else:
             self._agree(exchange, located, catalog, principal)
-        return located
+
+    def _look_at_the_door(self, exchange: Exchange) -> None:
+        """Raise ``ProxyError`` if nobody is let in any more, or not now. One error for all must not collect their
+        frames."""
+        exchange.located = exchange.located or exchange.head.terms.located
+        if self.draining is not None:
+            raise self.draining.with_traceback(None)
+        if self.gate is not None and (busy := self.gate.admit(exchange.received_at)) is not None:
+            raise busy.with_traceback(None)
 
     async def _identify(
         self, exchange: Exchange, located: Located, catalog: Catalog, pending: PendingKeyError
@@ -279,6 +293,8 @@ class Pipeline:
         sharing = plan.sharing
         if plan.idempotency is not None and not alone:
             self._check_idempotency(plan)
+        gate = self.gate
+        leads = sharing.leads and (gate is None or gate.has_slot)
         subscription = self._table.join(
             client,
             self._work(plan, exchange),
@@ -287,10 +303,12 @@ class Pipeline:
             registers=sharing.registers and not alone,
             joins=sharing.joins and not alone,
             retry=sharing.retry and not alone,
-            leads=sharing.leads,
+            leads=leads,
             keeps=plan.caching.writes,
             leave_s=plan.leave_s,
         )
+        if subscription is None and gate is not None and sharing.leads:
+            raise gate.refuse_lead().with_traceback(None)
         if subscription is None:
             raise ProxyError(Kind.NOT_CACHED, "The answer is neither cached nor on its way.")
         if plan.idempotency is not None and plan.idempotency_print is not None:

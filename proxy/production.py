@@ -134,7 +134,8 @@ class Production:
                     intake.replay(recording, "shared")
                     return
         await self._transport.exchange(self._request(work), intake, self._patience(plan))
-        if flight.phase is Phase.FILLING and intake.recording is not None and plan.key is not None:
+        current = work.generation == self._hot.generation  # no purge was learnt since the answer was kept
+        if flight.phase is Phase.FILLING and intake.recording is not None and plan.key is not None and current:
             await self._shared.put(plan.key, intake.recording, plan.caching.keeps_s)
 
     def _is_fresh(self, recording: Recording, plan: Plan) -> bool:
@@ -190,7 +191,7 @@ class Production:
 
 
 class DirectFlight:
-    """A flight on its way without a task: what the transport calls at the end. Implements ``flight.runner.Errand``."""
+    """A flight on its way without a task: what the transport calls at the end. Implements ``runner.Errand``."""
 
     # Mutable state: _flight is None once the flight was concluded or cancelled.
     __slots__ = ("_flight", "_intake", "_production", "call")

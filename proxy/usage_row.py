@@ -11,7 +11,7 @@ from proxy.protocol.usage import Usage
 from proxy.work import Work
 
 
-def make_row(
+def make_row(  # noqa: PLR0917 - by position, for each request
     exchange: Exchange,
     report: Report | None,
     account: Account,

@@ -7,6 +7,7 @@ from their leases, usage waits in the spool.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +26,7 @@ from proxy.access.token import Digester
 from proxy.accounting.ledger import Ledger
 from proxy.accounting.spool import Spool
 from proxy.cache.recording import Codec
-from proxy.cache.shared import make_shared_cache
+from proxy.cache.shared import Bounds, make_shared_cache
 from proxy.clock import Clock, Deadlines
 from proxy.config.keys import Allowance
 from proxy.config.settings import Settings
@@ -38,14 +39,22 @@ from proxy.store.open import open_store
 _SHARED_KEY_BYTES = 16 << 20
 _OPEN_S = 5.0
 HOLDER = "req_" + PROCESS_TOKEN
-"""This process's name at the store: what its request ids begin with, so that the heir of its spool knows its leases."""
+"""This process's name at the store: what its request ids begin with, so that the heir of its spool knows what it had
+leased."""
 
 
 class Vault:
     """Built once by the app. Raises ``PepperError`` for a pepper that cannot be had."""
 
     # Mutable state: opened, and the task that tries again; written by `start` and `_open`.
-    def __init__(self, settings: Settings, clock: Clock, deadlines: Deadlines, log: Any) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Clock,
+        deadlines: Deadlines,
+        log: Any,
+        on_bug: Callable[[str, BaseException], None],
+    ) -> None:
         state_dir = Path(settings.state_dir)
         pepper = load_pepper(settings.key_pepper, settings.state_dir)
         self._clock = clock
@@ -60,7 +69,15 @@ class Vault:
         if settings.cache_url:
             codec = cast("Codec", KeyCodec(pepper.derive("shared-keys"), clock, tuning.fresh_s))
             self._key_level = make_shared_cache(
-                settings.cache_url, b"", clock, max_bytes=_SHARED_KEY_BYTES, codec=codec
+                settings.cache_url,
+                b"",
+                clock,
+                max_bytes=_SHARED_KEY_BYTES,
+                codec=codec,
+                prefix=settings.cache_prefix,
+                namespace="keys",
+                purgeable=False,
+                bounds=Bounds(get_s=settings.cache_timeout_ms / 1e3),
             )
             shared_keys = SharedKeyring(self._key_level, pepper.derive("shared-key-names"), tuning.fresh_s)
         digester = Digester(pepper.secret)
@@ -81,8 +98,9 @@ class Vault:
             wait_s=settings.budget_wait_s,
             lasts_s=settings.budget_lease_s,
             allow_when_down=settings.budget_when_store_down == "allow",
+            on_bug=on_bug,
         )
-        level = make_rate_level(settings.cache_url)
+        level = make_rate_level(settings.cache_url, settings.cache_prefix)
         self.shared_limits = SharedLimits(level, clock) if level is not None else None
         options = LimitOptions(
             burst_s=settings.limit_burst_s,

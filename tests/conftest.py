@@ -13,6 +13,8 @@ import pytest
 
 from tests.fakes.clock import FrozenClock
 
+pytest_plugins = ["tests.fakes.databases", "tests.fakes.valkey"]
+
 _TICKS_TO_END = 20
 
 

@@ -6,12 +6,15 @@ import json
 import random
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from itertools import count
+from itertools import accumulate, count, cycle
+from pathlib import Path
 from typing import Any
 
 from proxy.cli.bench.histogram import Histogram
 from proxy.cli.bench.load import Outcome, Target, render_request
 
+_CREDENTIAL = "sk-load"
+_DRAWS = 500_000
 _FILL = "The quick brown fox jumps over the lazy dog while seven wizards quietly judge the box of black quartz. "
 
 
@@ -20,7 +23,7 @@ class Spec:
     """One load."""
 
     mode: str
-    """``closed``, ``open``, ``followers`` or ``stalled``."""
+    """``closed``, ``open``, ``pressing``, ``followers`` or ``stalled``."""
     port: int
     headers: tuple[str, ...] = ()
     connections: int = 64
@@ -38,6 +41,14 @@ class Spec:
     """How many different questions there are; 0: each is a new one."""
     arrivals: tuple[tuple[float, int], ...] = ()
     """An open loop's own schedule: seconds and the number of the question."""
+    skip_s: float = 0.0
+    """Of a pressing load: the time at its beginning that does not count."""
+    heeds: bool = False
+    """Its callers come back when they were told to, and not before."""
+    tokens: str = ""
+    """A file of credentials, one a line, of which each request presents one, drawn by `tokens_exponent`."""
+    tokens_exponent: float = 1.0
+    """Zipf's: the n-th of them is presented 1 / n ** exponent as often as the first."""
     mix: float = 0.0
     """Share of the requests of a closed loop that repeat one of the last few questions."""
 
@@ -70,7 +81,7 @@ def make_renderer(spec: Spec) -> Callable[[int], bytes]:
     """From a question's number to the bytes of its request, at the cost of one join."""
     target = Target("127.0.0.1", spec.port)
     body = make_body(0, spec.prompt_bytes, stream=spec.stream)
-    lines = ("authorization: Bearer sk-load", "accept: */*", "user-agent: loadtests", *spec.headers)
+    lines = (f"authorization: Bearer {_CREDENTIAL}", "accept: */*", "user-agent: loadtests", *spec.headers)
     request = render_request(target, "/v1/chat/completions", body, lines)
     before, _, after = request.partition(b"%012d" % 0)
     return lambda number: b"%b%012d%b" % (before, number, after)
@@ -80,6 +91,9 @@ def make_source(spec: Spec) -> Callable[[], bytes]:
     """The requests of a closed loop, one call for each."""
     render = make_renderer(spec)
     numbers = count(spec.first_number)
+    if spec.tokens:
+        draw_token = make_drawer(spec)
+        return lambda: render(next(numbers)).replace(_CREDENTIAL.encode(), draw_token(), 1)
     if spec.distinct:
         kept = [render(spec.first_number + number) for number in range(spec.distinct)]
         return lambda: kept[next(numbers) % spec.distinct]
@@ -92,6 +106,14 @@ def make_source(spec: Spec) -> Callable[[], bytes]:
 
         return mixed
     return lambda: render(next(numbers))
+
+
+def make_drawer(spec: Spec) -> Callable[[], bytes]:
+    """Credentials by Zipf's law, the same in each run; drawn ahead, so that a draw costs nothing."""
+    tokens = Path(spec.tokens).read_bytes().split()
+    weights = accumulate(1 / number**spec.tokens_exponent for number in range(1, len(tokens) + 1))
+    drawn = random.Random(spec.first_number).choices(tokens, cum_weights=list(weights), k=min(spec.requests, _DRAWS))
+    return cycle(drawn).__next__
 
 
 @dataclass(slots=True)

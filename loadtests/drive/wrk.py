@@ -34,7 +34,8 @@ _ERRORS = ("no connection", "connection lost", "write failed", "status", "timeou
 
 def is_usable(spec: Spec) -> bool:
     """Whether wrk is here and can do this load: small whole answers in a closed loop."""
-    return spec.mode == "closed" and not spec.stream and not spec.mix and shutil.which("wrk") is not None
+    small = spec.mode == "closed" and not (spec.stream or spec.mix or spec.tokens)
+    return small and shutil.which("wrk") is not None
 
 
 def make_command(spec: Spec, seconds: float, script: Path) -> list[str]:

@@ -25,6 +25,8 @@ class Setup:
     ca_file: str = ""
     caches: bool = False
     """The peer keeps answers, if it can."""
+    flags: tuple[str, ...] = ()
+    """More flags for our own process, which win over the usual ones."""
 
     @property
     def upstream_url(self) -> str:

@@ -16,8 +16,11 @@ def start(setup: Setup) -> Running:
         *("--state-dir", str(setup.folder / "state")),
         # Ten thousand callers of one credential are the scenario, not an abuse.
         *("--max-flights-per-scope", "20000", "--pool-max-connections", "20000", "--max-flights", "20000"),
+        *setup.flags,
     )
-    child = Child("sameflight", command, setup.core, setup.folder / "sameflight.log")
+    # Callers with virtual keys need it; the others bring credentials of their own.
+    env = {"OPENAI_API_KEY": "sk-of-the-operator"}
+    child = Child("sameflight", command, setup.core, setup.folder / "sameflight.log", env)
     child.start()
     try:
         child.wait_for(port)

@@ -10,6 +10,7 @@ from loadtests.scenarios import (
     distinct,
     herd,
     hot_hit,
+    keys_required,
     large_bodies,
     many_readers,
     overload,
@@ -30,8 +31,8 @@ class Scenario(NamedTuple):
 
 
 _MODULES = (
-    cold_start, distinct, hot_hit, tls_upstream, stream_relay, large_bodies, zipf, herd, overload, many_readers,
-    soak, slow_readers,
+    cold_start, distinct, keys_required, hot_hit, tls_upstream, stream_relay, large_bodies, zipf, herd, overload,
+    many_readers, soak, slow_readers,
 )  # fmt: skip
 
 SCENARIOS: dict[str, Scenario] = {

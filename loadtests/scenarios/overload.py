@@ -2,26 +2,57 @@
 
 from __future__ import annotations
 
-from loadtests.drive.spec import Spec
-from loadtests.stage import Stage
+from dataclasses import replace
 
-ABOUT = "Distinct JSON requests at four times the peak rate, open loop; good is what is answered within a second."
+from loadtests.drive.spec import Spec
+from loadtests.peers import Running
+from loadtests.stage import Stage, Upstream
+
+ABOUT = (
+    "Distinct requests at four times the peak rate, open loop; good is what is answered within a second of when it "
+    "should have been asked, the first two seconds apart. Streams (100 events in 0.3 s) of callers that ask on "
+    "whatever they are told, and small whole answers of 1,000 callers that come back when they are told to: refusing "
+    "each of four times as many would cost more than there is."
+)
+_SKIP_S = 2.0
 
 
 def run(stage: Stage) -> None:
-    seconds = stage.scale.choose(3.0, 20.0)
-    with stage.upstream(latency_ms=20.0) as upstream, stage.peers(("sameflight", "envoy"), upstream) as peers:
-        for peer in peers:
-            if peer.name not in ("sameflight", "envoy"):
-                continue
-            closed_s = stage.scale.choose(3.0, 15.0)
-            spec = Spec("closed", 0, connections=256, requests=stage.scale.requests, seconds=closed_s)
-            peak = stage.take("peak", peer, 0, stage.aim(spec, peer), upstream).figures["requests_per_s"]
-            offered = int(4 * peak * seconds)
-            spec = Spec("open", 0, connections=2000, rate=4 * peak, requests=offered, seconds=60.0)
-            stage.describe("fourfold", spec)
-            row = stage.take("fourfold", peer, 0, stage.aim(spec, peer), upstream)
-            # By the time in which they were asked; what is answered later than a second after is nobody's good.
-            good = row.figures["within_1s"] / seconds
-            row.figures.update(offered_per_s=4 * peak, goodput_per_s=good)
-            row.figures["goodput_share"] = good / peak
+    with (
+        stage.upstream(latency_ms=20.0, pace_ms=3.0, events=100) as upstream,
+        stage.peers(("sameflight",), upstream) as peers,
+    ):
+        _press(stage, _ours(peers), upstream, "streams", Spec("closed", 0, connections=128, stream=True), 2000)
+    with stage.upstream(latency_ms=20.0) as upstream, stage.peers(("sameflight",), upstream) as peers:
+        _press(stage, _ours(peers), upstream, "whole", Spec("closed", 0, connections=64), 1000, heeds=True)
+
+
+def _ours(peers: list[Running]) -> Running:
+    return next(peer for peer in peers if peer.name == "sameflight")
+
+
+def _press(
+    stage: Stage, peer: Running, upstream: Upstream, name: str, closed: Spec, callers: int, *, heeds: bool = False
+) -> None:
+    peak_s, seconds = stage.scale.choose((4.0, 6.0), (15.0, 30.0))
+    closed = replace(closed, requests=10 * stage.scale.requests, seconds=peak_s)
+    stage.drive(stage.aim(replace(closed, seconds=1.0), peer))
+    peak = stage.take(f"{name}, peak", peer, 0, stage.aim(closed, peer), upstream).figures["requests_per_s"]
+    pressing = replace(
+        closed, mode="pressing", connections=callers, rate=4 * peak, requests=int(4 * peak * (seconds + _SKIP_S)),
+        seconds=60.0, skip_s=_SKIP_S, heeds=heeds,
+    )  # fmt: skip
+    variant = f"{name}, fourfold"
+    stage.describe(variant, pressing)
+    row = stage.take(variant, peer, 0, stage.aim(pressing, peer), upstream)
+    figures, failures = row.figures, row.failures
+    # By the time in which they were asked; what is answered later than a second after is nobody's good.
+    good = figures["within_1s"] / seconds
+    figures.update(
+        offered_per_s=4 * peak,
+        goodput_per_s=good,
+        goodput_share=good / peak,
+        refused=float(failures.get("503", 0)),
+        # Let in and not served: late, cut off or never answered.
+        in_vain=figures["answered"] - figures["within_1s"] + figures["failed"] - failures.get("503", 0),
+    )

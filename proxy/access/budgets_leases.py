@@ -45,6 +45,10 @@ class Granted(Protocol):
     @property
     def held_picodollars(self) -> int: ...
     @property
+    def spent_total(self) -> int: ...
+    @property
+    def returned_total(self) -> int: ...
+    @property
     def window(self) -> str: ...
     @property
     def ends_at(self) -> float: ...
@@ -293,7 +297,10 @@ class BudgetLeases:
                 purse.old.append(pot)
                 pot = purse.pot = Pot(purse, lease.window)
             else:
+                # A purse that was forgotten and came back goes on from its totals: the store never lets them sink.
                 pot.window = lease.window
+                pot.spent = pot.told_spent = lease.spent_total
+                pot.returned = pot.told_returned = lease.returned_total
         pot.ends_at = lease.ends_at
         unheard = pot.spent - pot.told_spent + pot.returned - pot.told_returned
         pot.free = lease.held_picodollars - pot.reserved - unheard

@@ -24,7 +24,11 @@ from proxy.accounting.spool import Spool
 from proxy.clock import Clock
 from proxy.errors import StoreError
 
-BATCH_RECORDS: Final = 4_000
+# A driver takes some ten microseconds of the loop to encode a row, at one stretch for a batch: small ones while the
+# ledger keeps up, so that no request waits for them, large ones while it has to catch up.
+BATCH_RECORDS: Final = 100
+LARGE_BATCH_RECORDS: Final = 1_000
+_BEHIND_RECORDS: Final = 4_000
 FLUSH_EVERY_S: Final = 0.5
 ADOPT_EVERY_S: Final = 10.0
 WRITE_TIMEOUT_S: Final = 60.0
@@ -225,6 +229,10 @@ class Ledger:
         await source.acknowledge()
         return count >= BATCH_RECORDS or self._estate is not None
 
+    @property
+    def _batch_records(self) -> int:
+        return LARGE_BATCH_RECORDS if self._spool.pending_records > _BEHIND_RECORDS else BATCH_RECORDS
+
     async def _take_batch(self) -> None:
         """The own spool and those of the dead take turns, so that neither starves."""
         own_first, self._own_first = self._own_first, True
@@ -235,7 +243,7 @@ class Ledger:
         await self._take_own()
 
     async def _take_own(self) -> bool:
-        batch = await self._reader.read(BATCH_RECORDS)
+        batch = await self._reader.read(self._batch_records)
         self.torn += self._reader.torn
         self.unreadable += self._reader.unreadable
         self._reader.torn = self._reader.unreadable = 0
@@ -251,7 +259,7 @@ class Ledger:
         if estate is None:
             return False
         try:
-            batch = await estate.read(BATCH_RECORDS)
+            batch = await estate.read(self._batch_records)
         except OSError:
             self._give_up(estate)
             raise

@@ -14,7 +14,7 @@ from proxy.accounting.record import UsageRecord
 from proxy.accounting.segment import Segment
 from proxy.accounting.spool import Spool
 
-CHUNK_BYTES: Final = 64 * 1024
+CHUNK_BYTES: Final = 32 * 1024
 
 
 class SpoolReader:
@@ -50,7 +50,7 @@ class SpoolReader:
                 records += await self._read_chunk(segment)
             if len(records) >= most:
                 return records
-        self._from_ring = self._spool.take_from_ring(most - len(records))
+        self._from_ring = self._spool.ring.take(most - len(records))
         self._count += len(self._from_ring)
         return records + self._decode(self._from_ring)
 
@@ -102,7 +102,7 @@ class SpoolReader:
         for segment in self._reached:
             segment.taken = segment.acked
         self._reached, self._count = {}, 0
-        self._spool.give_back(self._from_ring)
+        self._spool.ring.give_back(self._from_ring)
         self._from_ring = []
 
 
@@ -113,4 +113,3 @@ def _clear_away(read: list[Segment], done: list[Segment]) -> None:
             segment.close_reading()
     for segment in done:
         segment.remove()
-

@@ -30,6 +30,7 @@ from proxy.accounting.frame import (
     make_frame,
 )
 from proxy.accounting.record import UsageRecord
+from proxy.accounting.ring import Ring
 from proxy.accounting.segment import Segment
 from proxy.accounting.upkeep import Disk, Upkeep, make_token
 from proxy.errors import Kind, ProxyError
@@ -49,17 +50,13 @@ class Spool:
 
     # Mutable: _segment, _memory, _at, _end, _salt are the segment being written, unpacked for speed; _end is 0 while
     # there is none. _running maps the ids of open requests to their segment (None: written nowhere) and payload.
-    # _ring holds payloads of closed records that are in no segment. _done counts closed
-    # records that are in the store.
+    # `ring` holds closed records that are in no segment. _done counts closed records that are in the store.
     __slots__ = (
         "_at",
         "_done",
         "_end",
         "_homeless",
         "_memory",
-        "_ring",
-        "_ring_bytes",
-        "_ring_limit_bytes",
         "_running",
         "_salt",
         "_segment",
@@ -67,11 +64,11 @@ class Spool:
         "_syncs_each",
         "carried",
         "closed",
-        "dropped",
         "opened",
         "read_busy",
         "refused",
         "rewritten",
+        "ring",
         "segments",
         "token",
         "upkeep",
@@ -98,7 +95,6 @@ class Spool:
         self.token = token or make_token()
         self._strict = policy == "strict"
         self._syncs_each = fsync == "always"
-        self._ring_limit_bytes = ring_bytes
         self.upkeep = Upkeep(
             root,
             self.token,
@@ -112,8 +108,7 @@ class Spool:
         self._at = self._end = self._salt = 0
         self._running: dict[str, tuple[Segment | None, bytes]] = {}
         self._homeless = 0
-        self._ring: deque[bytes] = deque()
-        self._ring_bytes = 0
+        self.ring = Ring(ring_bytes)
         self.segments: deque[Segment] = deque()
         """All that are not removed, oldest first; the last is the one being written unless it is sealed."""
         self.read_busy = False
@@ -123,8 +118,6 @@ class Spool:
         self.closed = 0
         self.refused = 0
         """Requests refused by the policy."""
-        self.dropped = 0
-        """Closed records that fell out of the ring: lost."""
         self.write_errors = 0
         """Records that a segment refused, and that went elsewhere."""
         self.carried = 0
@@ -171,8 +164,8 @@ class Spool:
             payload = encode_tamed(Opened(*fields))
             size = len(payload)
         self.opened += 1
-        at = self._at
-        end = at + PREFIX_BYTES + size
+        start = self._at
+        end = start + PREFIX_BYTES + size
         if end > self._end:
             self._open_elsewhere(request_id, payload)
             return
@@ -180,7 +173,7 @@ class Spool:
         frame = _pack(crc32(payload, self._salt ^ word), word) + payload
         segment = self._segment
         try:
-            self._memory[at:end] = frame  # type: ignore[index]
+            self._memory[start:end] = frame  # type: ignore[index]
         except OSError:
             self._abandon()
             self._open_elsewhere(request_id, payload)
@@ -203,8 +196,8 @@ class Spool:
         was = self._running.pop(record.request_id, None)
         if was is not None and was[0] is None:
             self._homeless -= 1
-        at = self._at
-        end = at + PREFIX_BYTES + size
+        start = self._at
+        end = start + PREFIX_BYTES + size
         if end > self._end:
             self._close_elsewhere(payload)
             return
@@ -212,7 +205,7 @@ class Spool:
         frame = _pack(crc32(payload, self._salt ^ word), word) + payload
         segment = self._segment
         try:
-            self._memory[at:end] = frame  # type: ignore[index]
+            self._memory[start:end] = frame  # type: ignore[index]
         except OSError:
             self._abandon()
             self._close_elsewhere(payload)
@@ -248,22 +241,17 @@ class Spool:
     # -- when the segment is full, or there is none -----------------------------------------------------------
 
     def _open_elsewhere(self, request_id: str, payload: bytes) -> None:
-        if self._rotate():
+        if self._rotate() and self._append(OPEN, payload):
             self._running[request_id] = self._segment, payload
-            self._append(OPEN, payload)
         else:
             self._running[request_id] = None, payload
             self._homeless += 1
 
     def _close_elsewhere(self, payload: bytes) -> None:
-        if self._rotate():
-            self._append(CLOSE, payload)
-            return
-        self._ring.append(payload)
-        self._ring_bytes += len(payload)
-        while self._ring_bytes > self._ring_limit_bytes:
-            self._ring_bytes -= len(self._ring.popleft())
-            self.dropped += 1
+        if not (self._rotate() and self._append(CLOSE, payload)):
+            self.ring.put(payload)
+        elif self._syncs_each and self._segment is not None:
+            self.upkeep.sync_now(self._segment)
 
     def _rotate(self) -> bool:
         """Go on in the spare segment; ``False`` if there is none. What had no segment gets into this one."""
@@ -281,7 +269,7 @@ class Spool:
         self._memory = spare.memory
         self._at, self._end, self._salt = spare.written, spare.size_bytes, spare.salt
         self.upkeep.wake.set()
-        if self._homeless or self._ring:
+        if self._homeless or self.ring:
             self._bring_home()
         # What was brought home may have filled it: the caller's record must fit as well.
         return self._end - self._at > MAX_PAYLOAD_BYTES + PREFIX_BYTES
@@ -301,8 +289,8 @@ class Spool:
                 if home is None and self._append(OPEN, payload):
                     self._running[request_id] = self._segment, payload
                     self._homeless -= 1
-        while self._ring and self._append(CLOSE, self._ring[0]):
-            self._ring_bytes -= len(self._ring.popleft())
+        while self.ring and self._append(CLOSE, self.ring.first()):
+            self.ring.pop()
 
     def _has_room(self) -> bool:
         """Whether one more request may run: beside its own records, the end of everyone that runs must find room in
@@ -326,7 +314,7 @@ class Spool:
                 return
             self.upkeep.suspects.popleft()
             self._rewrite(segment)
-        if self._ring or self._homeless:
+        if self.ring or self._homeless:
             self._rotate()
 
     def _rewrite(self, segment: Segment) -> None:
@@ -344,17 +332,6 @@ class Spool:
                     self._close_elsewhere(frame[PREFIX_BYTES:])
             at += len(frame)
         self._carry_over(segment)
-
-    def take_from_ring(self, most: int) -> list[bytes]:
-        """Payloads of closed records that only memory has; they are the caller's from here on."""
-        taken = [self._ring.popleft() for _ in range(min(most, len(self._ring)))]
-        self._ring_bytes -= sum(map(len, taken))
-        return taken
-
-    def give_back(self, payloads: list[bytes]) -> None:
-        """What `take_from_ring` gave and what could not be stored, to the ring's front."""
-        self._ring.extendleft(reversed(payloads))
-        self._ring_bytes += sum(map(len, payloads))
 
     def drop_done(self) -> list[Segment]:
         """The oldest segments, as far as all in them is in the store; they are the caller's to remove. Where open
@@ -402,30 +379,27 @@ class Spool:
         """So many closed records more are in the store."""
         self._done += count
         if self.is_drained:  # whatever was unreadable is not waited for
-            self._done = self.closed - self.dropped
+            self._done = self.closed - self.ring.dropped
 
     @property
     def is_drained(self) -> bool:
         """Nothing waits for the store."""
-        return not self._ring and all(segment.acked == segment.written for segment in self.segments)
+        return not self.ring and all(segment.acked == segment.written for segment in self.segments)
 
     @property
     def pending_records(self) -> int:
         """Closed records that the store does not have yet."""
-        return 0 if self.is_drained else max(0, self.closed - self.dropped - self._done)
+        return 0 if self.is_drained else max(0, self.closed - self.ring.dropped - self._done)
 
     @property
-    def ring_records(self) -> int:
-        return len(self._ring)
-
-    @property
-    def ring_bytes(self) -> int:
-        return self._ring_bytes
+    def dropped(self) -> int:
+        """Closed records that are lost: neither disk nor store would have them, and memory was full."""
+        return self.ring.dropped
 
     @property
     def pending_bytes(self) -> int:
         """Bytes that the store does not have yet, open records included."""
-        return self._ring_bytes + sum(segment.written - segment.acked for segment in self.segments)
+        return self.ring.size_bytes + sum(segment.written - segment.acked for segment in self.segments)
 
     @property
     def size_bytes(self) -> int:
@@ -435,7 +409,7 @@ class Spool:
     @property
     def trouble(self) -> str:
         """Why records cannot be kept on the disk at the moment; empty while they are."""
-        return self.upkeep.failing or ("slow disk" if self._ring or self._homeless else "")
+        return self.upkeep.failing or ("slow disk" if self.ring or self._homeless else "")
 
     # -- the end ----------------------------------------------------------------------------------------------
 
@@ -445,7 +419,7 @@ class Spool:
         self.tend()
         self._seal()
         hung = not self.upkeep.stop()
-        empty = not self._running and not self._ring and all(segment.is_done for segment in self.segments)
+        empty = not self._running and not self.ring and all(segment.is_done for segment in self.segments)
         for segment in self.segments:
             segment.close_reading()
             if not empty and not hung:

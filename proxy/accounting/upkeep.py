@@ -40,10 +40,10 @@ class Upkeep:
     """Owns the directory of this process. ``work`` does one round; the thread does one every 100 ms."""
 
     # Mutable: `home`, `_number`, `_mapped`, `_retry_rounds`, `failing` and `alloc_errors` are written by
-    # `_make_spare`, which runs under `_making`; `spare` is put there by it while it is None and taken by the spool while
-    # it is not. `current` and `segments` are the spool's to write. `sealed` is filled by the spool and emptied by
-    # `_sync_all`, which runs under `_lock`, `suspects` the other way round; so are `syncs` and `sync_errors`. `_slow`
-    # says that the spool has waited in vain since the last round.
+    # `_make_spare`, which runs under `_making`; `spare` is put there by it while it is None and taken by the spool
+    # while it is not. `current` and `segments` are the spool's to write. `sealed` is filled by the spool and emptied
+    # by `_sync_all`, which runs under `_lock`, `suspects` the other way round; so are `syncs` and `sync_errors`.
+    # `_slow` says that the spool has waited in vain since the last round.
     __slots__ = (
         "_bound",
         "_disk",

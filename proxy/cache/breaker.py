@@ -18,9 +18,14 @@ class Breaker:
         self.failures = 0
         self.opened = 0
 
+    @property
+    def open(self) -> bool:
+        """Whether it fails so often that it is asked at most now and then."""
+        return self.failures >= self._allow_failures
+
     def admit(self, now: float) -> bool:
         """Whether a call may be made; every admitted call must be followed by succeed, fail or withdraw."""
-        if self.failures < self._allow_failures:
+        if not self.open:
             return True
         if self._trying or now < self._open_until:
             return False
@@ -35,8 +40,8 @@ class Breaker:
         self.failures += 1
         self._trying = False
         if self.failures >= self._allow_failures:
+            self.opened += now >= self._open_until  # not once more for each call that was under way
             self._open_until = now + self._open_s
-            self.opened += 1
 
     def withdraw(self) -> None:
         """The call ended without telling anything (its caller was cancelled)."""

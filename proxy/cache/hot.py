@@ -300,6 +300,18 @@ class HotCache:
         self._refreshes.sweep(now)
         return gone + self._missing.sweep(now, limit - gone)
 
+    def shrink(self, size_bytes: int, limit: int = 1000) -> int:
+        """Give up the oldest entries until all together weigh at most ``size_bytes``, but no more than ``limit`` of
+        them in one call; returns how many. For when the process is short of memory."""
+        gone = 0
+        while self.size_bytes > size_bytes and gone < limit:
+            oldest = next(iter(self._purged)).oldest if self._purged else self._order.oldest
+            assert oldest is not None, "weight without entries"
+            self._remove(oldest)
+            self.evictions += 1
+            gone += 1
+        return gone
+
     def remember_missing(self, key: bytes, ttl_s: float, now: float) -> None:
         """Remember briefly that ``key`` leads nowhere; apart from the entries, so it can evict none of them."""
         self._missing.remember(key, ttl_s, now)

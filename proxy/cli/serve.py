@@ -40,8 +40,10 @@ def run(args: argparse.Namespace) -> int:
     for warning in loaded.warnings:
         print(f"sameflight serve: {warning}", file=sys.stderr)
     from proxy.cli.loop import new_event_loop
+    from proxy.pressure.doors import raise_file_limit
     from proxy.telemetry.log import configure_logging
 
+    raise_file_limit()
     logging = configure_logging(loaded.settings.log_level, loaded.settings.log_format)
     try:
         with asyncio.Runner(loop_factory=new_event_loop) as runner:

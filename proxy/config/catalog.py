@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, TypeVar
@@ -86,6 +87,8 @@ class Catalog:
     prices: Prices
     placeholder_keys: frozenset[bytes]
     """Credentials that mean "use the configured provider key"."""
+    digest: bytes = b""
+    """8 bytes: of everything here that can change an answer, so that processes with equal files have equal keys."""
 
     def rules(self, route: str) -> RouteRules:
         return self.routes.get(route, self.other)
@@ -161,13 +164,18 @@ def make_catalog(file: CatalogFile, settings: Settings, *, generation: int = 1) 
     bases = {name: cached if name in ("models", "model") else other for name in ROUTE_NAMES}
     listed = read_price_file(Path(settings.prices_file)) if settings.prices_file else {}
     placeholders = settings.placeholder_keys if file.placeholder_keys is None else file.placeholder_keys
+    providers = {name: _make_provider(name, file, settings) for name in PROVIDERS}
+    routes = {name: _fold(base, file.routes.get(name)) for name, base in bases.items()}
+    # Prices change no answer, and a provider shows no key.
+    said = repr((sorted(providers.items()), sorted(routes.items()), other, sorted(placeholders)))
     return Catalog(
         generation=generation,
-        providers=MappingProxyType({name: _make_provider(name, file, settings) for name in PROVIDERS}),
-        routes=MappingProxyType({name: _fold(base, file.routes.get(name)) for name, base in bases.items()}),
+        providers=MappingProxyType(providers),
+        routes=MappingProxyType(routes),
         other=other,
         prices=make_prices({**listed, **{name: _make_price(price) for name, price in file.prices.items()}}),
         placeholder_keys=frozenset(key.encode() for key in placeholders),
+        digest=blake2b(said.encode(), digest_size=8).digest(),
     )
 
 

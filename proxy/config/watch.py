@@ -33,7 +33,8 @@ class CatalogHolder:
     """Owns the current snapshot."""
 
     # Mutable state, all written by `reload` only (and `_seen` by `changed`): `current` is swapped whole; `_seen` is
-    # what the files (the catalog's and that of prices) looked like when it was last looked at, so that a bad file is tried once for each change.
+    # what the files (the catalog's and that of prices) looked like when they were last looked at, so that a bad one
+    # is tried once for each change.
     __slots__ = (
         "_env",
         "_files",

@@ -13,13 +13,13 @@ from typing import Final, Protocol
 
 from proxy.clock import Clock, Deadline, Deadlines
 from proxy.edge.body import Upload
+from proxy.edge.outcome import broken_outcome, dialect_of, failed_outcome
 from proxy.edge.respond import DateLine, answer_head, is_bodyless
-from proxy.errors import Kind, ProxyError, Side
+from proxy.errors import Kind, ProxyError
 from proxy.exchange import Exchange
 from proxy.flight.subscription import Subscription
 from proxy.protocol.answer import AnswerHead
 from proxy.protocol.faults import error_body, error_headers, upstream_error_event
-from proxy.protocol.routes import Dialect
 from proxy.protocol.sse import heartbeat
 
 _LAST_CHUNK: Final = b"0\r\n\r\n"
@@ -189,7 +189,7 @@ class Relay:
         by this, so a failure that comes later is told in the stream."""
         if self.done or self.exchange.first_byte_at:
             return None
-        dialect = _dialect(self.exchange)
+        dialect = dialect_of(self.exchange)
         if not self._begun:
             early = AnswerHead(200, [(b"content-type", b"text/event-stream; charset=utf-8")], streams=True)
             self.exchange.detail = "early"
@@ -316,7 +316,7 @@ class Relay:
     def _end(self, error: ProxyError | None) -> None:
         if error is not None:
             self.exchange.error = error
-            self._finish(_broken_outcome(error), cut=True)
+            self._finish(broken_outcome(error), cut=True)
             return
         if self._chunked and not self._bodyless:
             self._send(_LAST_CHUNK)
@@ -332,7 +332,7 @@ class Relay:
             body += data
         if ended:
             route = self.exchange.located.route.name if self.exchange.located else ""
-            event = upstream_error_event(_dialect(self.exchange), route, self.exchange.status, bytes(body))
+            event = upstream_error_event(dialect_of(self.exchange), route, self.exchange.status, bytes(body))
             self._send(self._tools.frame(event))
             self._finish("upstream_error", cut=True)
 
@@ -351,8 +351,8 @@ class Relay:
         self._last = []
         exchange = self.exchange
         exchange.error = error
-        dialect = _dialect(exchange)
-        outcome = _failed_outcome(error)
+        dialect = dialect_of(exchange)
+        outcome = failed_outcome(error)
         if self._begun or exchange.status == 101:
             if self._chunked and not exchange.bytes_out:
                 route = exchange.located.route.name if exchange.located else ""
@@ -445,15 +445,3 @@ class Relay:
         if self._heartbeat is not None:
             self._heartbeat.cancel()
             self._heartbeat = None
-
-
-def _dialect(exchange: Exchange) -> Dialect:
-    return exchange.located.dialect if exchange.located is not None else Dialect.OPENAI
-
-
-def _failed_outcome(error: ProxyError) -> str:
-    return "upstream_failed" if error.kind.side is Side.UPSTREAM else error.kind.code
-
-
-def _broken_outcome(error: ProxyError) -> str:
-    return "slow_reader" if error.kind is Kind.SLOW_READER else "stream_broken"

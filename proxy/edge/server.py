@@ -266,6 +266,7 @@ class DataServer(web.Server):
             raise ProxyError(Kind.UPGRADE_REFUSED, "Upgrading the connection is not possible here.")
         exchange.role = "alone"
         exchange.plan = self.pipeline.plan(exchange)
+        self.pipeline.clear(exchange)
         carrying = self._loop.create_task(self.sockets.run(request, exchange, exchange.plan))
         try:
             await asyncio.wait((carrying, done), return_when=asyncio.FIRST_COMPLETED)

@@ -102,7 +102,8 @@ class SocketRelay:
 
     async def run(self, request: web.BaseRequest, exchange: Exchange, plan: Plan) -> None:
         """Carry the socket to its end. Raises ``ProxyError``, with the client still to be answered, if that fails."""
-        protocols = _offered(exchange.head)
+        principal = exchange.principal
+        protocols = _offered(exchange.head, known=principal is not None and principal.key is not None)
         if not web.WebSocketResponse(protocols=protocols).can_prepare(request):
             raise ProxyError(Kind.BAD_REQUEST, "The WebSocket handshake is not valid.", why="handshake")
         headers = [header for header in plan.headers if header[0] not in _HANDSHAKE]
@@ -206,13 +207,14 @@ def _sendable(code: int | None, otherwise: int) -> int:
     return code
 
 
-def _offered(head: RequestHead) -> tuple[str, ...]:
-    """The subprotocols the client offers. Raises ``ProxyError`` for a key of ours among them: all go upstream."""
+def _offered(head: RequestHead, *, known: bool) -> tuple[str, ...]:
+    """The subprotocols the client offers, less a key of ours: they go upstream. Raises ``ProxyError`` for such a key
+    if it is not ``known`` to be the caller's."""
     words = [word.strip() for word in head.get(b"sec-websocket-protocol").decode("latin-1").split(",")]
-    for word in words:
-        if word.removeprefix(_KEY_PROTOCOL).startswith(_VIRTUAL):
-            raise ProxyError(Kind.INVALID_KEY, "This Sameflight key is not known here.")
-    return tuple(word for word in words if word)
+    ours = [word for word in words if word.removeprefix(_KEY_PROTOCOL).startswith(_VIRTUAL)]
+    if ours and not known:
+        raise ProxyError(Kind.INVALID_KEY, "This Sameflight key is not known here.")
+    return tuple(word for word in words if word and word not in ours)
 
 
 def refusal_of(head: ResponseHead, dialect: Dialect, request_id: str) -> tuple[AnswerHead, bytes]:

@@ -44,8 +44,8 @@ class Outline(NamedTuple):
 
 
 class Terms:
-    """What one head means to one principal under one catalog. Made by the pipeline and kept on the head, which it must
-    not point back to: a client whose head is new each time would leave a cycle behind with each request."""
+    """What one head means to one principal under one catalog. Made by the pipeline and kept on the head, to which it
+    must not point back: a client whose head is new each time would leave a cycle behind with each request."""
 
     # Mutable state: the dictionaries and lists that remember what was worked out; written by the planner only.
     __slots__ = (
@@ -134,6 +134,8 @@ class Planner:
             controls,
             idempotency_ttl_s=self._idempotency_ttl_s,
         )
+        if terms.principal.key is not None and terms.principal.key.cache == "off":
+            caching = _NO_CACHING
         keyed = sharing.registers or caching.writes
         if keyed and unkeyed:
             keyed, sharing, caching = False, alone(unkeyed, controls), _NO_CACHING
@@ -176,7 +178,7 @@ class Planner:
         located, target, principal = terms.located, terms.target, terms.principal
         return flight_hasher(
             self._secret,
-            config_version=terms.catalog.generation,
+            config_version=int.from_bytes(terms.catalog.digest, "big"),
             scope=principal.scope,
             provider=target.provider,
             origin=target.origin,

@@ -70,9 +70,9 @@ def classify(route: Route, call: Call | None) -> Classified:
     if not route.understood or call is None or route.name in _STATEFUL:
         return Classified(ShareClass.EFFECTS, deterministic=False)
     fields = call.fields
-    if route.name in _PLAIN and fields.get("temperature", 1) and _TELLING.isdisjoint(fields):
-        if call.body.find(b"tool") < 0:
-            return _SAMPLED  # nothing below would find anything
+    plain = route.name in _PLAIN and fields.get("temperature", 1) and _TELLING.isdisjoint(fields)
+    if plain and call.body.find(b"tool") < 0:
+        return _SAMPLED  # nothing below would find anything
     if _has_effects(route, fields) or any(call.body.find(word) >= 0 for word in _INLINE_TOOLS):
         return Classified(ShareClass.EFFECTS, deterministic=False)
     deterministic = _is_deterministic(fields)

@@ -24,6 +24,8 @@ class CacheMark(NamedTuple):
 
     ttl_s: int = 0
     """How long, in seconds; 0 leaves it to the upstream."""
+    field: str = "cache_control"
+    """The caller's word for it."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -180,6 +182,7 @@ class Conversation:
     choice: ToolChoice | None = None
     parallel: bool | None = None
     """Whether several tools may be called at once; ``None``: not said."""
+    parallel_at: str = "parallel_tool_calls"
     format: OutputFormat | None = None
     options: dict[str, Option] = field(default_factory=dict)
     reported: list[str] = field(default_factory=list)
@@ -190,8 +193,9 @@ class Conversation:
 # target that has no place for one refuses it; everything else is a preference, which is reported when it is left out.
 BINDING: Final = frozenset(
     (
-        "audio", "background", "cached_content", "container", "context_management", "conversation", "guardrails",
-        "inference_geo", "logit_bias", "logprobs", "max_tool_calls", "mcp_servers", "modalities", "moderation", "n",
-        "previous_response_id", "prompt", "prompt_logprobs", "stop", "top_logprobs", "web_search_options",
+        "audio", "background", "cached_content", "candidate_logprobs", "container",
+        "conversation", "guardrails", "inference_geo", "item_logprobs", "logit_bias", "logprobs", "max_tool_calls",
+        "mcp_servers", "modalities", "moderation", "n", "previous_response_id", "prompt", "prompt_logprobs",
+        "response_modalities", "speech", "stop", "top_logprobs", "web_search_options",
     )
 )

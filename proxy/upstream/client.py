@@ -1,8 +1,8 @@
 """``WireTransport``: our own HTTP/1.1 client, the transport for everything hot.
 
 An exchange on an idle connection has no await before its write, no task and no timer: it takes the connection used
-last, writes, and waits for one future, or (`start`) for nothing at all. Opening a connection, queueing for one and sending a streamed body are the
-slow paths.
+last, writes, and waits for one future, or (`start`) for nothing at all. Opening a connection, queueing for one and
+sending a streamed body are the slow paths.
 
 Redirects are answers like any other; nothing is ever followed.
 """
@@ -31,7 +31,7 @@ class DirectCall(Hold):
     # Mutable state: the hold on the connection for the first try, and _task for the second; _over is None once told.
     __slots__ = ("_head", "_over", "_patience", "_receiver", "_request", "_started_at", "_task", "_transport")
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - by position, for each request
         self,
         transport: WireTransport,
         request: UpstreamRequest,
@@ -137,7 +137,9 @@ class WireTransport:
                 raise faults.reset("reset", "a reused connection died, and the body cannot be sent again") from None
             await self.send_again(request, head, receiver, patience, started_at=now)
 
-    def start(self, request: UpstreamRequest, receiver: Receiver, patience: Patience, over: Over) -> DirectCall | None:
+    def start(
+        self, request: UpstreamRequest, receiver: Receiver, patience: Patience, over: Over
+    ) -> DirectCall | None:
         """See ``base.Transport``."""
         pool = self._pools.get(request.origin)
         if pool is None or type(request.body) is not bytes:
@@ -151,7 +153,7 @@ class WireTransport:
         connection.send(request, head, receiver, patience, call, now, now)
         return call
 
-    def _send(
+    def _send(  # noqa: PLR0917 - what `WireConnection.send` takes
         self,
         connection: WireConnection,
         request: UpstreamRequest,

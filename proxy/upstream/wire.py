@@ -45,8 +45,8 @@ class Owner(Protocol):
 
 
 class Hold:
-    """One exchange's hold on its connection: the receiver's ``Control``, and the caller's way to hear of the end and to
-    leave. Dead (``connection`` is ``None``) once the exchange is over and the connection may serve another."""
+    """One exchange's hold on its connection: the receiver's ``Control``, and the caller's way to hear of the end and
+    to leave. Dead (``connection`` is ``None``) once the exchange is over and the connection may serve another."""
 
     __slots__ = ("connection", "waiter")
 
@@ -87,9 +87,9 @@ class WireConnection(asyncio.Protocol):
     """One connection. Idle, it waits in its owner; busy, it belongs to one exchange."""
 
     # The loop's callbacks and `send`, `abort`, `pause`, `resume` write everything below; nobody else does, but for
-    # `adopted`, `idle_since` and `opened_at`, which the owner keeps. While idle, _receiver and _hold are None; they are
-    # set by `send` and cleared by `_detach`, together. A hold knows whether the connection is still its exchange's: a
-    # cancelled one may wake when it already serves another.
+    # `adopted`, `idle_since` and `opened_at`, which the owner keeps. While idle, _receiver and _hold are None; they
+    # are set by `send` and cleared by `_detach`, together. A hold knows whether the connection is still its exchange's:
+    # a cancelled one may wake when it already serves another.
     __slots__ = (
         "_clock",
         "_counts",
@@ -153,7 +153,7 @@ class WireConnection(asyncio.Protocol):
 
     # -- the exchange ------------------------------------------------------------------------------------------
 
-    def send(
+    def send(  # noqa: PLR0917 - by position, for each request
         self,
         request: UpstreamRequest,
         head: bytes,
@@ -164,8 +164,8 @@ class WireConnection(asyncio.Protocol):
         now: float,
     ) -> None:
         """Write ``head`` and the body; ``hold`` holds this connection until it is told the end: ``None``, a
-        ``ProxyError`` or a ``StaleError``. A streamed body is sent by ``upload``. The exchange began at ``started_at``,
-        which is earlier than ``now`` if a connection had to be opened for it.
+        ``ProxyError`` or a ``StaleError``. A streamed body is sent by ``upload``. The exchange began at
+        ``started_at``, which is earlier than ``now`` if a connection had to be opened for it.
         """
         self.served += 1
         self._receiver = receiver

@@ -11,6 +11,7 @@ import pytest
 from tests.fakes.client import RawClient, RawResponse
 from tests.fakes.clock import FrozenClock
 from tests.fakes.gates import wait_until
+from tests.scenes.both_lanes import lane, pytest_generate_tests  # noqa: F401 - pytest finds them here
 from tests.scenes.stage import KEY, Stage
 
 AUTHORISED = f"authorization: Bearer {KEY}\r\n".encode()
@@ -67,6 +68,11 @@ async def is_closed(client: RawClient) -> None:
     await client.peer_closed()
     assert not client.was_reset
     assert client.unread == b""
+
+
+def heads_begun(stage: Stage) -> int:
+    """On how many connections a head has begun and not ended; such a connection is aiohttp's, on either lane."""
+    return sum(bool(getattr(each, "_head_bytes", 0)) for each in stage.app.server.connections)
 
 
 def nothing_admitted(stage: Stage) -> None:

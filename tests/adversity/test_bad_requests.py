@@ -519,7 +519,7 @@ def raising(error: BaseException) -> Any:
 
 PLACES = {
     "admit": ("pipeline", "admit"),
-    "parse": ("pipeline", "_parse"),
+    "parse": ("pipeline", "plan"),
     "plan": ("pipeline", "plan"),
     "look_up": ("hot", "lookup"),
     "join": ("table", "join"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.adversity.conftest import AUTHORISED, is_closed, is_refusal, nothing_admitted, swept
+from tests.adversity.conftest import AUTHORISED, heads_begun, is_closed, is_refusal, nothing_admitted, swept
 from tests.fakes.client import RawClient
 from tests.fakes.clock import FrozenClock
 from tests.fakes.gates import run_ticks, wait_until
@@ -33,7 +33,7 @@ async def test_a_head_that_is_not_complete_after_ten_seconds_is_refused(
     client = await stage.client()
     response = client.expect("GET")
     await client.send(sent)
-    await wait_until(lambda: any(c._head_bytes for c in stage.app.server.connections), "the head has begun")
+    await wait_until(lambda: heads_begun(stage), "the head has begun")
     for _ in range(9):
         frozen_clock.advance(1.0)
         await client.send(b"a")
@@ -76,7 +76,7 @@ async def test_a_second_head_on_a_kept_connection_has_a_deadline_too(
     await swept(stage)
     response = client.expect("POST")
     await client.send(POST)
-    await wait_until(lambda: any(c._head_bytes for c in stage.app.server.connections), "the head has begun")
+    await wait_until(lambda: heads_begun(stage), "the head has begun")
     frozen_clock.advance(10.1)
     await response.read_end()
 
@@ -93,7 +93,7 @@ async def test_two_hundred_dribblers_hold_nobody_up(frozen_clock: FrozenClock) -
         response = await stage.ask(chat())
         await (await stage.upstream.next_call()).answer_json(completion())
         assert (await response.read_end()).status == 200
-        await wait_until(lambda: sum(bool(c._head_bytes) for c in stage.app.server.connections) == 200, "all began")
+        await wait_until(lambda: heads_begun(stage) == 200, "all began")
         frozen_clock.advance(10.1)
         for client in dribblers:
             await client.peer_closed()

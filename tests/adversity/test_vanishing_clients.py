@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from tests.adversity.conftest import AUTHORISED, nothing_admitted
+from tests.adversity.conftest import AUTHORISED, heads_begun, nothing_admitted
 from tests.fakes.client import RawClient
 from tests.fakes.gates import run_ticks, wait_until
 from tests.fakes.upstream import Call
@@ -46,7 +46,7 @@ async def test_a_client_that_leaves_inside_its_head_leaves_nothing(stage: Stage,
     """No request, no line, no flight."""
     client = await stage.client()
     await client.send(POST)
-    await wait_until(lambda: any(c._head_bytes for c in stage.app.server.connections), "the head has begun")
+    await wait_until(lambda: heads_begun(stage), "the head has begun")
     await leave(client)
     await wait_until(lambda: not stage.app.server.connections, "the connection is forgotten")
 

@@ -545,6 +545,30 @@ async def test_a_request_stays_within_its_memory(kind: str, traced: None) -> Non
     assert min(peaks) <= BUDGETS[kind].peak_bytes
 
 
+# Memory blocks that one request holds while it waits for the upstream, about a tenth above what it needs.
+WAITING_BLOCKS = {"follower": 30, "leader": 60}
+
+
+@pytest.mark.parametrize("kind", WAITING_BLOCKS)
+async def test_a_request_that_waits_holds_few_blocks_of_memory(kind: str) -> None:
+    """Ten thousand of them wait at times. Counted, not weighed: a block is an object, or what one points to."""
+    path = Path(Spy())
+    ask = await prepare(path, kind)
+    kept = [ask() for _ in range(50)]
+    await path.turn()
+    gc.collect()
+    before = sys.getallocatedblocks()
+    kept += [ask() for _ in range(100)]
+    await path.turn()
+    gc.collect()
+    blocks = (sys.getallocatedblocks() - before) / 100
+    await land(path)
+    path.sink.close()
+
+    print(f"\n{kind}: {blocks} blocks")
+    assert blocks <= WAITING_BLOCKS[kind]
+
+
 async def test_requests_leave_nothing_behind(traced: None) -> None:
     """Ten thousand bytes over five hundred misses and five hundred hits would be twenty for each."""
     path = Path(Spy())

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.fakes.clock import FrozenClock
+from tests.scenes.both_lanes import lane, pytest_generate_tests  # noqa: F401 - pytest finds them here
 from tests.scenes.stage import Stage
 
 

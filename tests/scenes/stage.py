@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from io import BytesIO
+from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 from proxy.app import App
@@ -72,6 +73,9 @@ def as_bytes(events: Iterable[object]) -> bytes:
 class Stage:
     """One proxy, one upstream, any number of clients. Use as an asynchronous context manager."""
 
+    fast_lane = True
+    """Of every stage that is built from now on; see `both_lanes`."""
+
     def __init__(self, *, clock: Clock | None = None, env: dict[str, str] | None = None, **settings: object) -> None:
         self._settings = settings
         self._clock = clock
@@ -84,13 +88,16 @@ class Stage:
 
     async def __aenter__(self) -> Self:
         await self.upstream.start()
+        self._state_dir = TemporaryDirectory(prefix="sameflight-stage-")
         flags: dict[str, object] = {
+            "state_dir": self._state_dir.name,
             "port": 0,
             "admin_port": 0,
             "openai_upstream": self.upstream.url,
             "anthropic_upstream": self.upstream.url,
             "mistral_upstream": self.upstream.url,
             "key_secret": "a secret for tests",
+            "fast_lane": self.fast_lane,
             **self._settings,
         }
         settings = load_settings(self._env, flags).settings
@@ -105,6 +112,7 @@ class Stage:
         await self.app.close()
         await self.upstream.close()
         self._logging.close()
+        self._state_dir.cleanup()
 
     # -- clients --------------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from aiohttp.base_protocol import BaseProtocol
 from proxy.clock import Deadlines
 from proxy.edge.body import BodyLimits, Upload
 from proxy.edge.connection import Connection
+from proxy.edge.lane import Lane
 from proxy.edge.relay import Relay
 from proxy.errors import Kind, ProxyError
 from proxy.flight.table import Table
@@ -47,15 +48,16 @@ async def test_a_relay_that_fails_in_a_stream_hurts_its_own_reader_only(monkeypa
         await call.send(as_bytes([delta("a")]))
         for response in responses:
             await response.read_until(b'"a"')
-        victim = next(iter(stage.app.server.connections))
-        write = Connection.write
+        victim = next(iter(stage.app.server.clients))
+        kind: Any = type(victim)
+        write = kind.write
 
-        def write_or_fail(self: Connection, data: bytes) -> None:
+        def write_or_fail(self: Lane | Connection, data: bytes) -> None:
             if self is victim:
                 raise RuntimeError("no ink")
             write(self, data)
 
-        monkeypatch.setattr(Connection, "write", write_or_fail)
+        monkeypatch.setattr(kind, "write", write_or_fail)
         await call.send(as_bytes([delta("b"), "[DONE]"]))
         await call.end()
         for response in responses:
@@ -338,7 +340,7 @@ async def test_followers_of_a_large_prompt_keep_one_copy_of_it(stage: Stage) -> 
 
 async def test_a_fingerprint_that_errs_gives_nobody_the_answer_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever joins is looked at twice: a body of another length goes alone, and the defect is counted."""
-    monkeypatch.setattr("proxy.policy.planner.flight_key", lambda *_, **__: bytes(32))
+    monkeypatch.setattr("proxy.policy.planner.finish_key", lambda *_, **__: bytes(32))
     async with Stage() as stage:
         one, other = await stage.ask(chat("short")), await stage.ask(chat("a good deal longer"))
         for _ in range(2):

@@ -218,7 +218,7 @@ async def test_serve_without_a_file_or_a_database_is_ready_and_answers(
         assert code == 0
         assert serve.errors == ""
         assert [line["event"] for line in serve.lines] == ["serving", "request", "request", "draining", "stopped"]
-    assert [name for name in os.listdir(tmp_path) if not name.startswith("stderr")] == []
+    assert [name for name in os.listdir(tmp_path) if not name.startswith("stderr")] == [".sameflight"]
 
 
 @pytest.mark.parametrize("python", [("-W", "error"), ("-X", "dev")], ids=["warnings-as-errors", "dev-mode"])

@@ -242,10 +242,10 @@ async def test_a_new_provider_key_and_new_placeholders_hold_for_the_next_request
 async def test_a_request_is_charged_at_the_price_of_the_catalog_it_began_with(stage: Reloadable) -> None:
     """Five tokens in and seven out, before and after a price rise; both ends of the books agree."""
     await stage.reload("prices:\n  gpt-4o-mini: {input: 1, output: 10}\n")
-    old = await stage.ask(chat())
+    old = await stage.ask(chat("one"))
     call = await stage.upstream.next_call()
     await stage.reload("prices:\n  gpt-4o-mini: {input: 2, output: 20}\n")
-    new = await stage.ask(chat())
+    new = await stage.ask(chat("two"))
     await call.answer_json(completion())
     await answer_all(stage, 1)
     for response in (old, new):

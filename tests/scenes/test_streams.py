@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from proxy.edge.connection import Connection
+from proxy.edge.lane import Lane
 from tests.fakes.client import RawClient, RawResponse
 from tests.fakes.clock import FrozenClock
 from tests.fakes.gates import run_ticks, wait_until
@@ -192,14 +193,14 @@ async def test_followers_are_written_in_the_tick_of_the_leader(
         if running:
             loop.call_soon(count_tick)
 
-    def write(connection: Connection, data: bytes) -> None:
+    def write(connection: Lane | Connection, data: bytes) -> None:
         written.append((ticks, data))
         assert connection.transport is not None
         connection.transport.write(data)
 
     responses = await stage.ask_many(5, chat(stream=True))
     call = await stage.upstream.next_call()
-    monkeypatch.setattr(Connection, "write", write)
+    monkeypatch.setattr(type(stage.app.server.clients[0]), "write", write)
     loop.call_soon(count_tick)
     await call.answer_sse(EVENTS)
     bodies = await read_all(responses)

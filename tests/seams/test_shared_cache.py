@@ -1,14 +1,17 @@
 """What every shared cache promises, held against each implementation and against a backend that fails."""
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import pytest
 from aiocache.base import BaseCache
 
+from proxy.cache.memory import BoundedMemory
 from proxy.cache.recording import Codec, Recording
-from proxy.cache.shared import AiocacheShared, BoundedMemory, NoSharedCache, SharedCache
+from proxy.cache.shared import AiocacheShared, Bounds, NoSharedCache, SharedCache, make_shared_cache
 from proxy.clock import Clock
 from tests.fakes.clock import FrozenClock
+from tests.fakes.gates import wait_until
 
 SECRET = b"a secret of the whole cluster"
 KEY, OTHER = bytes(range(32)), bytes(range(1, 33))
@@ -65,7 +68,7 @@ def backend() -> FaultyBackend:
 
 def over(backend: BaseCache, clock: Clock) -> AiocacheShared:
     """Time-outs short enough to wait for: a hang is cut off in one turn of the loop."""
-    return AiocacheShared(backend, Codec(SECRET), clock, get_timeout_s=0.0, put_timeout_s=0.0)
+    return AiocacheShared(backend, Codec(SECRET), clock, bounds=Bounds(get_s=0.0, put_s=0.0))
 
 
 def recording(clock: Clock, body: bytes = b"x", **options: object) -> Recording:
@@ -73,12 +76,19 @@ def recording(clock: Clock, body: bytes = b"x", **options: object) -> Recording:
     return Recording(200, [(b"content-type", b"text/plain")], (body,), **values)
 
 
-@pytest.fixture(params=["none", "memory"])
-def shared(request: pytest.FixtureRequest, clock: FrozenClock) -> SharedCache:
+@pytest.fixture(params=["none", "memory", "valkey"])
+async def shared(request: pytest.FixtureRequest, clock: FrozenClock) -> AsyncIterator[SharedCache]:
     """Every implementation there is."""
-    if request.param == "none":
-        return NoSharedCache()
-    return AiocacheShared(BoundedMemory(1_000_000, clock), Codec(SECRET), clock)
+    url = {"none": "", "memory": "memory://"}.get(request.param)
+    if url is None:
+        url = request.getfixturevalue("valkey").url
+    bounds = Bounds(get_s=5.0, put_s=5.0)  # the server shares its processor with other tests
+    made = make_shared_cache(url, SECRET, clock, codec=Codec(SECRET), bounds=bounds)
+    made.start(lambda: None)
+    if isinstance(made, AiocacheShared):
+        await wait_until(lambda: made.up, "the server was asked for its generation")
+    yield made
+    await made.close()
 
 
 async def test_key_that_was_never_stored_is_a_miss(shared):
@@ -99,12 +109,29 @@ async def test_stored_recording_is_found_whole_or_not_at_all(shared, clock):
 
 
 async def test_recording_is_not_given_after_its_time(shared, clock):
-    """Neither after the time it was put for, nor after its own."""
-    await shared.put(KEY, recording(clock), 30.0)
-    await shared.put(OTHER, recording(clock, ttl_s=30.0), 1000.0)
+    """Even if the cache was told to keep it for longer."""
+    await shared.put(KEY, recording(clock, ttl_s=30.0), 1000.0)
     clock.advance(30.0)
     assert await shared.get(KEY) is None
+
+
+async def test_what_was_purged_is_not_found_and_what_comes_later_is(shared, clock):
+    """At once, without waiting for anybody."""
+    await shared.put(KEY, recording(clock, b"old"), 60.0)
+    await shared.put(OTHER, recording(clock, b"old"), 60.0)
+    shared.purge()
+    assert await shared.get(KEY) is None
+    if isinstance(shared, AiocacheShared) and shared.watch is not None:
+        await wait_until(lambda: not shared.generation.owes, "the server was told")
+    await shared.put(KEY, recording(clock, b"new"), 60.0)
+    found = await shared.get(KEY)
     assert await shared.get(OTHER) is None
+    assert isinstance(shared, NoSharedCache) or found.body == b"new"
+
+
+async def test_announcing_a_cause_is_quiet(shared):
+    """Whoever is there to hear it."""
+    shared.announce(b"a changed configuration")
 
 
 async def test_close_is_quiet(shared):
@@ -184,7 +211,7 @@ async def test_backend_that_fails_three_times_is_not_asked_for_five_seconds(back
 
 async def test_cancelled_caller_is_cancelled_and_blames_nobody(backend, clock):
     """A flight that ends takes its look-up with it; the breaker learns nothing from that."""
-    shared = AiocacheShared(backend, Codec(SECRET), clock, get_timeout_s=60.0)
+    shared = AiocacheShared(backend, Codec(SECRET), clock, bounds=Bounds(get_s=60.0))
     backend.fault = "hang"
     task = asyncio.create_task(shared.get(KEY))
     await backend.entered.wait()
@@ -196,7 +223,7 @@ async def test_cancelled_caller_is_cancelled_and_blames_nobody(backend, clock):
 
 async def test_cancelled_try_of_a_cache_that_failed_lets_the_next_caller_try(backend, clock):
     """The one call after an opening was withdrawn, so somebody else makes it."""
-    shared = AiocacheShared(backend, Codec(SECRET), clock, get_timeout_s=60.0)
+    shared = AiocacheShared(backend, Codec(SECRET), clock, bounds=Bounds(get_s=60.0))
     backend.fault = "raise"
     for _ in range(3):
         await shared.get(KEY)
@@ -210,3 +237,78 @@ async def test_cancelled_try_of_a_cache_that_failed_lets_the_next_caller_try(bac
     backend.fault = "none"
     await shared.get(KEY)
     assert (backend.calls, shared.skipped, shared.breaker.failures) == (5, 0, 0)
+
+
+async def test_recording_in_memory_is_not_given_after_the_time_it_was_put_for(clock):
+    """A server has its own clock; the map inside the process has ours."""
+    shared = AiocacheShared(BoundedMemory(1_000_000, clock), Codec(SECRET), clock, random=lambda: 0.0)
+    await shared.put(KEY, recording(clock), 30.0)
+    clock.advance(29.9)
+    assert await shared.get(KEY) is not None
+    clock.advance(0.1)
+    assert await shared.get(KEY) is None
+
+
+async def test_look_ups_beyond_the_places_wait_and_those_beyond_the_waiting_are_misses(backend, clock):
+    """A slow backend can gather no crowd."""
+    shared = AiocacheShared(backend, Codec(SECRET), clock, bounds=Bounds(get_s=60.0, gets=2, waiting_gets=3))
+    backend.fault = "hang"
+    tasks = [asyncio.create_task(shared.get(KEY)) for _ in range(20)]
+    await wait_until(lambda: sum(task.done() for task in tasks) == 15, "fifteen were sent on")
+    assert (backend.calls, shared.crowded, shared.describe()["waiting"]) == (2, 15, 3)
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    assert (shared.describe()["waiting"], shared.breaker.failures) == (0, 0)
+    backend.fault = "none"
+    await asyncio.gather(*(shared.get(KEY) for _ in range(5)))
+    assert (backend.calls, shared.crowded) == (7, 15)
+
+
+async def test_stores_that_hang_do_not_keep_look_ups_waiting(backend, clock):
+    """Each has places of its own."""
+    shared = AiocacheShared(backend, Codec(SECRET), clock, bounds=Bounds(put_s=60.0, puts=1, waiting_puts=1))
+    backend.fault = "hang"
+    tasks = [asyncio.create_task(shared.put(KEY, recording(clock), 60.0)) for _ in range(4)]
+    await wait_until(lambda: sum(task.done() for task in tasks) == 2, "two were given up")
+    backend.fault = "none"
+    assert await shared.get(KEY) is None
+    assert (shared.crowded, shared.misses, shared.timeouts) == (2, 1, 0)
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+
+
+async def test_what_is_purged_while_a_store_waits_its_turn_is_not_stored_anew(backend, clock):
+    """It goes under the name that it would have had before."""
+    shared = AiocacheShared(backend, Codec(SECRET), clock, bounds=Bounds(put_s=60.0, puts=1))
+    backend.fault = "hang"
+    first = asyncio.create_task(shared.put(OTHER, recording(clock), 60.0))
+    await backend.entered.wait()
+    backend.fault = "none"
+    second = asyncio.create_task(shared.put(KEY, recording(clock), 60.0))
+    await wait_until(lambda: shared.describe()["waiting"] == 1, "the second waits")
+    shared.purge()
+    first.cancel()
+    await asyncio.wait([first])
+    await second
+    assert (shared.stored, len(backend.held)) == (1, 1)
+    assert await shared.get(KEY) is None
+
+
+async def test_times_to_live_differ_and_are_never_longer_than_asked_for(backend, clock):
+    """What was stored in one burst does not end in one."""
+    told: list[float] = []
+
+    async def note(key, value, **options):
+        told.append(options["ttl"])
+        return True
+
+    backend.set = note
+    for number in (0.0, 0.5, 0.999):
+        shared = AiocacheShared(backend, Codec(SECRET), clock, random=lambda number=number: number)
+        await shared.put(KEY, recording(clock), 100.0)
+    await shared.put(KEY, recording(clock), 1e-9)
+    assert told[:2] == [100.0, 95.0]
+    assert 90.0 < told[2] < 90.1
+    assert told[3] == 0.001

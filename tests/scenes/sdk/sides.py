@@ -14,6 +14,7 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from hashlib import sha256
 from io import BytesIO
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, Self, TypeVar
 
 from proxy.app import App
@@ -116,7 +117,9 @@ class Sides:
         plain, behind = (MockUpstream(clock=self._clock) for _ in range(2))
         await plain.start()
         await behind.start()
+        self._state_dir = TemporaryDirectory(prefix="sameflight-sides-")
         flags: dict[str, object] = {
+            "state_dir": self._state_dir.name,
             "port": 0,
             "admin_port": 0,
             "openai_upstream": behind.url,
@@ -142,6 +145,7 @@ class Sides:
         for side in self:
             await side.mock.close()
         self._logging.close()
+        self._state_dir.cleanup()
 
 
 Program = Callable[[Any], Awaitable[object]]

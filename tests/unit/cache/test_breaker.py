@@ -52,3 +52,16 @@ def test_cancelled_try_makes_room_for_the_next():
     assert breaker.admit(15.0)
     breaker.withdraw()
     assert breaker.admit(15.0)
+
+
+def test_calls_that_were_under_way_when_it_opened_open_it_no_further():
+    """A crowd that meets a hang is one opening."""
+    breaker = Breaker(allow_failures=3, open_s=5.0)
+    for _ in range(50):
+        assert breaker.admit(0.0)
+    for _ in range(50):
+        breaker.fail(0.1)
+    assert (breaker.opened, breaker.open) == (1, True)
+    assert breaker.admit(5.1)
+    breaker.fail(5.2)
+    assert breaker.opened == 2

@@ -1,12 +1,15 @@
 """The bounded memory backend, what reaches a backend, and the making of a shared cache."""
 
 import asyncio
+import subprocess
+import sys
 
 import pytest
 from aiocache.base import BaseCache
 
+from proxy.cache.memory import BoundedMemory
 from proxy.cache.recording import Codec, Recording
-from proxy.cache.shared import AiocacheShared, BoundedMemory, NoSharedCache, make_shared_cache
+from proxy.cache.shared import AiocacheShared, NoSharedCache, make_shared_cache
 from proxy.clock import Clock
 from proxy.protocol.usage import Usage
 from tests.fakes.clock import FrozenClock
@@ -96,10 +99,10 @@ class Recorder(BaseCache):
 async def test_backend_is_asked_by_versioned_hex_key_and_without_its_own_time_out():
     """Two releases never read each other's values, and aiocache makes no task for a call."""
     clock, backend = FrozenClock(), Recorder()
-    shared = AiocacheShared(backend, Codec(SECRET), clock)
+    shared = AiocacheShared(backend, Codec(SECRET), clock, random=lambda: 0.0)
     await shared.get(KEY)
     await shared.put(KEY, recording(clock), 60.0)
-    name = "sameflight:1:" + KEY.hex()
+    name = "sameflight:1:answers:1:" + KEY.hex()
     assert backend.calls == [("get", name, {"timeout": 0}), ("set", name, {"timeout": 0, "ttl": 60.0})]
 
 
@@ -169,7 +172,11 @@ async def test_recording_without_a_usage_where_one_is_expected_is_a_miss():
 
 @pytest.mark.parametrize(
     ("url", "words"),
-    [("redis://me:hunter2@host:6379", "redis://"), ("hunter2@host", "no scheme"), ("memory:hunter2", "no scheme")],
+    [
+        ("memcached://me:hunter2@host:6379", "memcached://"),
+        ("hunter2@host", "no scheme"),
+        ("memory:hunter2", "no scheme"),
+    ],
 )
 def test_url_of_another_kind_is_refused_without_repeating_its_password(url, words):
     """The message names the setting and what may stand there."""
@@ -177,3 +184,10 @@ def test_url_of_another_kind_is_refused_without_repeating_its_password(url, word
         make_shared_cache(url, SECRET, Clock())
     assert "SAMEFLIGHT_CACHE_URL" in str(raised.value)
     assert "hunter2" not in str(raised.value)
+
+
+def test_a_process_without_a_second_level_loads_neither_aiocache_nor_redis():
+    """They would be a third of its start."""
+    program = "import sys, proxy.app; print({'aiocache', 'redis'} & {name.split('.')[0] for name in sys.modules})"
+    words = [sys.executable, "-c", program]
+    assert subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout == "set()\n"

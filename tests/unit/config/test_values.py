@@ -13,6 +13,7 @@ from proxy.config.values import (
     parse_flag,
     parse_key,
     parse_names,
+    parse_prefix,
     parse_text,
     size_from,
 )
@@ -143,11 +144,65 @@ def test_a_base_url_survives_being_written(url):
     assert url == str(parse_base_url(url))
 
 
-def test_a_cache_url_of_another_kind_is_refused():
-    """Only what exists can be configured."""
-    assert parse_cache_url("memory://") == "memory://"
-    with pytest.raises(ValueError, match="memory://"):
-        parse_cache_url("redis://x")
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "memory://",
+        "redis://x",
+        "redis://127.0.0.1:6379/0",
+        "redis://[::1]:6379/15?db=3",
+        "valkey://user:p%40ss%2Fword@cache.example:6380",
+        "rediss://:secret@cache.example/0?ssl_ca_certs=/etc/ca.pem&ssl_check_hostname=true",
+        "valkeys://cache.example",
+        "unix:///run/valkey/valkey.sock",
+        "unix://user:secret@/run/valkey.sock?db=2",
+    ],
+)
+def test_a_cache_url_names_a_server_or_memory(url):
+    """It is kept as it was written."""
+    assert parse_cache_url(f" {url} ") == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "memory://x",
+        "memcached://hunter2@host",
+        "hunter2@host:6379",
+        "redis://",
+        "redis:///0",
+        "redis://hunter2@:6379",
+        "redis://:hunter2/@host:6379",
+        "redis://host:0",
+        "redis://host:hunter2",
+        "redis://host:6379/name",
+        "redis://host/0#hunter2",
+        "redis://host?max_connections=100000",
+        "redis://host?password=hunter2",
+        "redis://host?ssl_ca_certs=/x",
+        "rediss://host?ssl_cert_reqs=none",
+        "redis://host?db=",
+        "redis://a b",
+        "unix://",
+        "unix:///",
+        "unix://relative/path",
+        "unix:///run/x?timeout=60",
+    ],
+)
+def test_a_cache_url_that_is_none_is_refused_without_repeating_it(url):
+    """Neither another kind, nor a place that is none, nor an option that would lift a bound or a check."""
+    with pytest.raises(ValueError, match="memory://") as raised:
+        parse_cache_url(url)
+    assert "hunter2" not in str(raised.value)
+
+
+@pytest.mark.parametrize("text", ["", "a b", "a:", "ä", "*", "x" * 65, "a\tb"])
+def test_a_prefix_is_plain_text(text):
+    """It is part of names, of patterns in access lists, and of channels."""
+    assert parse_prefix(" team-1:sf ") == "team-1:sf"
+    with pytest.raises(ValueError, match="letters"):
+        parse_prefix(text)
 
 
 def test_a_url_in_an_error_shows_no_password():

@@ -52,8 +52,8 @@ CHANGES: dict[str, Any] = {
 
 
 def test_every_input_of_a_request_is_decided_in_or_out() -> None:
-    """``FIELDS`` and the parameters of ``flight_hasher`` name the same inputs but for the body, none with a default, and each out has
-    a reason."""
+    """``FIELDS`` and the parameters of ``flight_hasher`` name the same inputs but for the body, none with a default,
+    and each out has a reason."""
     parameters = list(inspect.signature(flight_hasher).parameters.values())[1:]
     decided_in = {name for name, why in FIELDS.items() if why.startswith("IN: ")}
     decided_out = {name for name, why in FIELDS.items() if why.startswith("OUT: ")}

@@ -88,7 +88,7 @@ SERIES: Final[tuple[Series, ...]] = (
     _counter("cache_evictions_total", "cache", "Answers removed from a cache to make room."),
     _gauge("cache_bytes", "cache", "Size of a cache."),
     _counter("cache_stores_total", "cache", "Answers stored in a cache that processes share."),
-    _counter("cache_failures_total", "cache reason", "Look-ups and stores of a shared cache that came to nothing."),
+    _counter("cache_failures_total", "cache reason", "Look-ups and stores of a shared cache that failed, by why."),
     _counter("cache_purges_total", "cache", "Purges of a shared cache by other processes."),
     _gauge("cache_up", "cache", "1 while a shared cache can be counted on."),
     _counter("stale_served_total", "reason", "Answers served beyond their freshness."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from pathlib import Path
@@ -180,6 +181,23 @@ def test_a_directory_that_is_cleared_away_under_its_maker_is_made_again(
     assert (home.path / "lock").exists()
     home.demolish()
     assert not home.path.exists()
+
+
+async def test_a_lock_that_was_removed_before_it_was_held_gives_no_claim(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another heir was faster: it had read everything and cleared the directory away between two steps of this one."""
+    leave_behind(tmp_path, range(3), range(0))
+    (gone,) = tmp_path.iterdir()
+    flock = fcntl.flock
+
+    def late(fd: int, how: int) -> None:
+        shutil.rmtree(gone)
+        flock(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+
+    assert inherit(tmp_path) is None
 
 
 async def test_an_heir_that_dies_as_well_has_an_heir_that_starts_where_it_ended(tmp_path: Path) -> None:

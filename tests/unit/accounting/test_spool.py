@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import itertools
+import mmap
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -333,6 +335,7 @@ async def test_nothing_is_synced_where_that_is_wished(tmp_path: Path) -> None:
 async def test_a_file_system_that_keeps_no_word_is_written_by_calls(tmp_path: Path) -> None:
     """The same records without a mapping."""
     spool = make_spool(tmp_path, disk=FaultyDisk(mapped=False).disk)
+    assert not isinstance(spool._memory, mmap.mmap)
     records = write_records(spool, range(300))
     spool.upkeep.work()
     records += write_records(spool, range(300, 500))
@@ -400,6 +403,27 @@ def test_the_thread_makes_segments_and_syncs_by_itself(tmp_path: Path) -> None:
     assert len(spool.segments) > 5
     spool.close()
     assert spool.segments[-1].synced == spool.segments[-1].written
+
+
+def test_a_disk_that_hangs_is_waited_for_once_and_not_for_every_request(tmp_path: Path) -> None:
+    """The thread is stuck in the middle of making a segment: the ring takes over after one short wait."""
+    spool = make_spool(tmp_path)
+    waits = []
+
+    class Held:
+        def acquire(self, timeout: float) -> bool:
+            waits.append(timeout)
+            return False
+
+    spool.upkeep._making = Held()  # type: ignore[assignment]
+    write_records(spool, range(1000))
+
+    assert len(waits) == 1
+    assert waits[0] <= 0.05
+    assert spool.trouble == "slow disk"
+    assert len(spool.ring) > 0
+    spool.upkeep._making = threading.Lock()
+    spool.close()
 
 
 def test_a_spool_whose_segments_are_too_small_is_refused(tmp_path: Path) -> None:

@@ -69,6 +69,7 @@ class Ledger:
         "_estate",
         "_hopeless",
         "_log",
+        "_longest_s",
         "_on_dead",
         "_own_first",
         "_pause_s",
@@ -124,7 +125,7 @@ class Ledger:
         self._read_failures = 0
         self._hopeless: frozenset[str] = frozenset()
         self._adopt_at = clock.now()
-        self._pause_s = 0.0
+        self._pause_s = self._longest_s = 0.0
         self._refusals = 0
         self._tell_at = 0.0
         self._stopping = False
@@ -224,7 +225,8 @@ class Ledger:
             await self._write()
         source = self._source
         # From here on a failure of the disk loses nothing: what the store has may be offered again.
-        self._source, self._batch, self._refusals, self._pause_s, self.last_error = None, [], 0, 0.0, ""
+        self._source, self._batch, self._refusals, self.last_error = None, [], 0, ""
+        self._pause_s = self._longest_s = 0.0
         self.flushed += count
         await source.acknowledge()
         return count >= BATCH_RECORDS or self._estate is not None
@@ -358,8 +360,8 @@ class Ledger:
     def _failed(self, why: str, error: Exception) -> None:
         self.errors[why] = self.errors.get(why, 0) + 1
         self.last_error = why
-        longest = min(_LONGEST_PAUSE_S, max(_FIRST_PAUSE_S, self._pause_s * 2))
-        self._pause_s = longest * random.uniform(0.5, 1.0)  # noqa: S311 - spreads processes, guards nothing
+        self._longest_s = min(_LONGEST_PAUSE_S, max(_FIRST_PAUSE_S, self._longest_s * 2))
+        self._pause_s = self._longest_s * random.uniform(0.5, 1.0)  # noqa: S311 - spreads processes, guards nothing
         now = self._clock.now()
         if now >= self._tell_at:
             self._tell_at = now + _TELL_EVERY_S

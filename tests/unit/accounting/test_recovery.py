@@ -183,10 +183,10 @@ def test_a_directory_that_is_cleared_away_under_its_maker_is_made_again(
     assert not home.path.exists()
 
 
-async def test_a_lock_that_was_removed_before_it_was_held_gives_no_claim(
+def test_a_lock_that_was_removed_before_it_was_held_gives_no_claim(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another heir was faster: it had read everything and cleared the directory away between two steps of this one."""
+    """Another heir was faster: it has read everything and cleared the directory away meanwhile."""
     leave_behind(tmp_path, range(3), range(0))
     (gone,) = tmp_path.iterdir()
     flock = fcntl.flock

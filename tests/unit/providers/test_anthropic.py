@@ -18,6 +18,7 @@ Fields = dict[str, Any]
 PROVIDERS = make_providers()
 CHAT, MESSAGES = PROVIDERS["openai"], PROVIDERS["anthropic"]
 NEW, BUDGET, OLD = "claude-opus-4-6", "claude-sonnet-4-5", "claude-3-5-haiku"
+PDF_URL = f"data:application/pdf;base64,{PDF}"
 ASK = [{"role": "user", "content": "q"}]
 TOOL = {"type": "function", "function": {"name": "f", "parameters": SCHEMA}}
 
@@ -59,7 +60,7 @@ def test_a_whole_conversation_with_tools_keeps_its_order_and_its_pairs() -> None
                 {"role": "user", "content": [
                     {"type": "text", "text": "look"},
                     {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PNG}"}},
-                    {"type": "file", "file": {"filename": "a.pdf", "file_data": f"data:application/pdf;base64,{PDF}"}},
+                    {"type": "file", "file": {"filename": "a.pdf", "file_data": PDF_URL}},
                 ]},
                 {"role": "assistant", "content": "ok", "tool_calls": [
                     {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}},

@@ -6,14 +6,14 @@ Callers with a credential of their own have no key and no limits here; only thei
 
 from __future__ import annotations
 
-from proxy.access.limits import Limiter, Shortage
+from proxy.access.limits import Limiter, Shortage, Ties
 from proxy.access.limits_reservation import UNLIMITED, Reservation
 from proxy.access.permission import allow
 from proxy.accounting.record import UsageRecord
 from proxy.accounting.spool import Spool
 from proxy.accounting.usage import Account
 from proxy.clock import Clock
-from proxy.config.keys import KeyRecord
+from proxy.errors import ProxyError
 from proxy.exchange import Exchange
 from proxy.policy.estimate import estimate
 
@@ -37,7 +37,13 @@ class Clearance:
         if principal.key is None:
             exchange.admitted_at = self._clock.wall()
             return None
-        taken = self._reserve(exchange, principal.key)
+        self.allow(exchange)
+        ties = self._limiter.ties(principal.key)
+        try:
+            taken = self._reserve(exchange, ties)
+        except ProxyError:
+            exchange.reservation = self._limiter.refused_reservation(ties)
+            raise
         if type(taken) is Shortage:
             return taken
         assert isinstance(taken, Reservation)
@@ -54,7 +60,11 @@ class Clearance:
 
     async def wait(self, exchange: Exchange, shortage: Shortage) -> None:
         """Wait for what was short, within the settings' bounds. Raises ``ProxyError``."""
-        taken = await self._limiter.obtain(shortage)
+        try:
+            taken = await self._limiter.obtain(shortage)
+        except ProxyError:
+            exchange.reservation = self._limiter.refused_reservation(shortage.ties)
+            raise
         if exchange.accounted:
             taken.refund()  # the client left in the tick in which it was granted
         else:
@@ -64,9 +74,7 @@ class Clearance:
         exchange.reservation = reservation
         exchange.admitted_at = self._clock.wall()
 
-    def _reserve(self, exchange: Exchange, key: KeyRecord) -> Reservation | Shortage:
-        self.allow(exchange)
-        ties = self._limiter.ties(key)
+    def _reserve(self, exchange: Exchange, ties: Ties) -> Reservation | Shortage:
         if not ties.accounts:
             return UNLIMITED
         if not (ties.has_tokens or ties.has_budget):

@@ -261,11 +261,13 @@ class Pipeline:
         call = exchange.call = None if body is None else _parse(terms.located.route, head, body)
         return self._planner.plan(head, terms, call, body)
 
-    def clear(self, exchange: Exchange) -> None:
+    async def clear(self, exchange: Exchange) -> None:
         """Ask for clearance for a request that is not served from here (a WebSocket). Raises ``ProxyError``."""
-        if self._clearance.ask(exchange) is not None:
-            raise ProxyError(Kind.RATE_LIMITED, "The budget of this key is being renewed.", retry_after_s=1.0)
-        self._clearance.open(exchange)
+        shortage = self._clearance.ask(exchange)
+        if shortage is not None:
+            await self._clearance.wait(exchange, shortage)
+        if not exchange.accounted:
+            self._clearance.open(exchange)
 
     def _answer_from_cache(self, exchange: Exchange, client: Client, plan: Plan, hit: Hit) -> None:
         recording = hit.recording

@@ -60,6 +60,7 @@ class Vault:
         self._clock = clock
         self._log = log
         self.store = open_store(settings.database_url, state_dir, migrate=settings.database_migrate)
+        self._lease_s = settings.budget_lease_s
         self.opened = False
         """The store has answered since the process started; later `feed` knows whether it still does."""
         self._opening: asyncio.Task[None] | None = None
@@ -192,9 +193,12 @@ class Vault:
         self.limiter.set_allowances((allowance,))
 
     async def _bury(self, token: str) -> None:
-        """All usage of a dead process is in the store: give back what it had leased."""
+        """All usage of a dead process is in the store: give back what it had leased, whether or not that has lapsed,
+        because whoever buries it may be dead itself by then."""
         holder = "req_" + token
         self.leases.recovered(holder)
-        for account, _, dead in await self.store.expired_leases():
-            if dead == holder:
+        while held := {
+            account for account, _, dead in await self.store.expired_leases(self._lease_s) if dead == holder
+        }:
+            for account in held:
                 await self.store.settle_dead(account, holder)

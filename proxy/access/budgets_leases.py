@@ -298,9 +298,11 @@ class BudgetLeases:
                 pot = purse.pot = Pot(purse, lease.window)
             else:
                 # A purse that was forgotten and came back goes on from its totals: the store never lets them sink.
+                # On top of them is what was let through before the store was heard.
                 pot.window = lease.window
-                pot.spent = pot.told_spent = lease.spent_total
-                pot.returned = pot.told_returned = lease.returned_total
+                pot.told_spent, pot.told_returned = lease.spent_total, lease.returned_total
+                pot.spent += lease.spent_total
+                pot.returned += lease.returned_total
         pot.ends_at = lease.ends_at
         unheard = pot.spent - pot.told_spent + pot.returned - pot.told_returned
         pot.free = lease.held_picodollars - pot.reserved - unheard

@@ -234,6 +234,12 @@ class Limiter:
         self.reserved += 1
         return Reservation(self._clock, accounts, turn, tokens, picodollars, taken)
 
+    def refused_reservation(self, ties: Ties) -> Reservation:
+        """Nothing, for a request that was refused: it has the header lines of what refused it."""
+        nothing = Reservation(self._clock, ties.accounts, 0, 0, 0, [])
+        nothing.open = False
+        return nothing
+
     async def obtain(self, shortage: Shortage) -> Reservation:
         """Wait for what a request lacks, as long as the settings allow, and reserve. Raises ``ProxyError``; whatever
         was got by then is given back, then and when the caller is cancelled."""

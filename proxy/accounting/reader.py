@@ -58,7 +58,10 @@ class SpoolReader:
         start, stop = segment.taken, min(segment.written, segment.taken + CHUNK_BYTES)
         self._spool.read_busy = True
         try:
-            data = await asyncio.to_thread(segment.read, start, stop)
+            if segment is self._spool.newest:
+                data = segment.read(start, stop)  # mapped at this moment, so in memory; a thread would cost far more
+            else:
+                data = await asyncio.to_thread(segment.read, start, stop)
         finally:
             self._spool.read_busy = False
         scan = Scan(data, segment.salt)

@@ -365,6 +365,11 @@ class Spool:
     # -- what it holds ----------------------------------------------------------------------------------------
 
     @property
+    def newest(self) -> Segment | None:
+        """The segment that is being written."""
+        return self._segment
+
+    @property
     def running(self) -> int:
         """Requests that are open."""
         return len(self._running)

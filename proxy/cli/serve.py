@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import signal
 import sys
 from typing import TYPE_CHECKING
@@ -76,6 +77,7 @@ async def _serve(settings: Settings, logging: Logging) -> int:
         print(f"sameflight serve: cannot listen: {error}", file=sys.stderr)
         await app.close()
         return 1
+    _tune_collector()
     stop = _stop_on_signals(app)
     where = settings.unix_socket or app.url
     app.log.info("serving", data=where, admin=app.admin_url, share=settings.share)
@@ -86,6 +88,14 @@ async def _serve(settings: Settings, logging: Logging) -> int:
         await app.close()
     app.log.info("stopped")
     return 0
+
+
+def _tune_collector() -> None:
+    """What is there at the start stays and is not looked at again; requests leave hardly any cycles behind, so that
+    looking for them every few dozen costs more (a twentieth of the CPU) than it finds."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
 
 
 def _stop_on_signals(app: App) -> asyncio.Event:

@@ -7,6 +7,7 @@ from email.utils import formatdate
 from http import HTTPStatus
 from typing import Final
 
+from proxy.access.limits_reservation import UNLIMITED
 from proxy.accounting.report import Report
 from proxy.clock import Clock
 from proxy.exchange import Exchange
@@ -108,12 +109,16 @@ def is_bodyless(method: str, status: int) -> bool:
 def answer_head(
     exchange: Exchange, head: AnswerHead, framing: bytes, *, date: bytes, leads: bool, now: float
 ) -> bytes:
-    """The whole head of one response: everybody's lines, the leader's, the exchange's own, the framing."""
+    """The whole head of one response: everybody's lines, the leader's, the exchange's own, the framing. A caller with
+    limits of its own is told of those and not of the upstream's."""
+    block, leader_block = head.block, head.leader_block if leads else b""
+    if exchange.reservation is not UNLIMITED and (limits := exchange.reservation.header_lines()):
+        block, leader_block = (head.lines_without_limits() if leads else block), limits
     return b"".join(
         (
             STATUS_LINES[head.status],
-            head.block,
-            head.leader_block if leads else b"",
+            block,
+            leader_block,
             _retry_after(head, leads=leads) if head.retry_after else b"",
             date,
             exchange_lines(exchange, now),

@@ -266,7 +266,9 @@ class DataServer(web.Server):
             raise ProxyError(Kind.UPGRADE_REFUSED, "Upgrading the connection is not possible here.")
         exchange.role = "alone"
         exchange.plan = self.pipeline.plan(exchange)
-        self.pipeline.clear(exchange)
+        await self.pipeline.clear(exchange)
+        if relay.done:
+            return  # the client left while its limits were asked for
         carrying = self._loop.create_task(self.sockets.run(request, exchange, exchange.plan))
         try:
             await asyncio.wait((carrying, done), return_when=asyncio.FIRST_COMPLETED)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from proxy.protocol.headers import LIMIT_PREFIXES
 from proxy.protocol.message import HeaderList
 
 _BUSY: Final = frozenset((429, 503, 529))
@@ -62,12 +63,30 @@ class AnswerHead:
         if status in _BUSY:
             self.retry_after = [line for line in shared if line[0] in _RETRY_AFTER and _is_number(line[1])]
             shared = [line for line in shared if line not in self.retry_after]
-        self.block = _without_cache_control(shared) + _STREAM_LINES if streams else render_headers(shared)
+        self.block = self._render(shared)
         self.leader_block = render_headers(leader_only) if leader_only else b""
+
+    def _render(self, shared: HeaderList) -> bytes:
+        return _without_cache_control(shared) + _STREAM_LINES if self.streams else render_headers(shared)
+
+    def lines_without_limits(self) -> bytes:
+        """Everybody's lines and the leader's for a caller that is told of limits of its own: without the upstream's,
+        which are the proxy's account there."""
+        block, leader_block = self.block, self.leader_block
+        if any(name.startswith(LIMIT_PREFIXES) for name, _ in self.shared):
+            kept = [line for line in self.shared if line not in self.retry_after]
+            block = self._render(_without_limits(kept))
+        if leader_block:
+            leader_block = render_headers(_without_limits(self.leader_only))
+        return block + leader_block
 
     def __repr__(self) -> str:
         kind = "stream" if self.streams else "whole"
         return f"<AnswerHead {self.status} {kind} {len(self.shared)} headers>"
+
+
+def _without_limits(headers: HeaderList) -> HeaderList:
+    return [header for header in headers if not header[0].startswith(LIMIT_PREFIXES)]
 
 
 def _without_cache_control(headers: HeaderList) -> bytes:

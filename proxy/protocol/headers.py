@@ -327,11 +327,14 @@ _OF_THE_ORIGIN: Final = _HOP_BY_HOP | frozenset(
     )
 )
 
+LIMIT_PREFIXES: Final = (b"x-ratelimit", b"ratelimit", b"anthropic-ratelimit-")
+"""How the names begin under which vendors tell of the limits of an account."""
+
 _RESPONSE_VERDICTS: Final = _Verdicts(
     _OF_THE_ORIGIN | {b"set-cookie"},
     (b"x-sameflight-",),
     frozenset((b"age", b"openai-processing-ms", b"x-envoy-upstream-service-time")),
-    (b"x-ratelimit", b"ratelimit", b"anthropic-ratelimit-", b"x-kong-"),
+    (*LIMIT_PREFIXES, b"x-kong-"),
 )
 _PRIVATE_RESPONSE_VERDICTS: Final = _Verdicts(_OF_THE_ORIGIN, (b"x-sameflight-",))
 

@@ -139,8 +139,9 @@ class Store(Protocol):
         was billed, if that is more than it told itself, and what is left of its lease is given back. Its totals are
         remembered until the window is over, and `expired_leases` names it no longer."""
 
-    async def expired_leases(self) -> list[tuple[str, str, str]]:
-        """(account, window, holder) of leases that nobody extended."""
+    async def expired_leases(self, within_s: float = 0.0) -> list[tuple[str, str, str]]:
+        """(account, window, holder) of leases that nobody extended, or that end ``within_s`` unless somebody does;
+        a thousand at most, the oldest first."""
 
     async def spent(self, account: str, budget: Budget) -> tuple[int, int]:
         """(spent, leased) picodollars in the current window."""

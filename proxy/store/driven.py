@@ -146,8 +146,8 @@ class DrivenStore(ABC):
     async def settle_dead(self, account: str, holder: str) -> None:
         await self._run(partial(steps.settle_dead, account, holder), BATCH)
 
-    async def expired_leases(self) -> list[tuple[str, str, str]]:
-        return await self._run(steps.expired_leases, READ)
+    async def expired_leases(self, within_s: float = 0.0) -> list[tuple[str, str, str]]:
+        return await self._run(partial(steps.expired_leases, within_s), READ)
 
     async def spent(self, account: str, budget: Budget) -> tuple[int, int]:
         return await self._run(partial(steps.spent, account, budget), READ)

@@ -281,6 +281,15 @@ WRITE_USAGE: Final = _statement(
     + ") ON CONFLICT (request_id) DO NOTHING",
 )
 
+
+
+def repeat_values(statement: str, times: int) -> str:
+    """An insertion of one row as one of several."""
+    start, _, rest = statement.partition(" VALUES ")
+    row, _, end = rest.partition(")")
+    return f"{start} VALUES {', '.join([row + ')'] * times)}{end}"
+
+
 # -- reports ---------------------------------------------------------------------------------------------------
 # $1 since, $2 until, then key, tenant, team and model (empty for all), then the most rows.
 

@@ -231,9 +231,9 @@ def settle_dead(account: str, holder: str) -> Steps[None]:
         yield from _book(account, holder, window, before=before, after=_Held(granted, spent, granted - spent), at=at)
 
 
-def expired_leases() -> Steps[list[tuple[str, str, str]]]:
+def expired_leases(within_s: float) -> Steps[list[tuple[str, str, str]]]:
     at = yield from now()
-    rows = yield sql.EXPIRED_LEASES, (at, _EXPIRED_AT_ONCE)
+    rows = yield sql.EXPIRED_LEASES, (at + within_s, _EXPIRED_AT_ONCE)
     return [(row["account"], row["period"], row["holder"]) for row in rows]
 
 

@@ -90,6 +90,13 @@ class Books:
     def account(self, exchange: Exchange) -> None:
         """Book one finished exchange. What it owes and its usage record at once, because they must not be lost; what
         is only counted and logged with the next `post`."""
+        try:
+            self._account(exchange)
+        except Exception as bug:  # noqa: BLE001 - one account that fails must not take others with it
+            self.bug("books", bug)
+            self._clearance.abandon(exchange)
+
+    def _account(self, exchange: Exchange) -> None:
         now = exchange.ended_at or self._clock.now()
         report = exchange.facts
         account, billed, upstream = _charge(exchange, report)
@@ -98,7 +105,8 @@ class Books:
             times_ms = times.first_byte_s * 1e3, times.total_s * 1e3, times.overhead_s * 1e3
             row = make_row(exchange, report, account, billed, upstream, times_ms)
             self._clearance.settle(exchange, account, row)
-        exchange.body = b""
+        if type(exchange.body) is bytes:  # an upload is closed by who opened it
+            exchange.body = b""
         finished = self._finished
         if not finished:
             self._later(_POST_WITHIN_S, self.post)
@@ -111,11 +119,14 @@ class Books:
         than it would alone."""
         finished, self._finished = self._finished, []
         for exchange, report, account, times, tally in finished:
-            self._count(exchange, report, account, times, tally)
-            if self._access is not None:
-                self._log_access(self._access, exchange, report, account, times)
-            if times.overhead_s > self._slow_overhead_s:
-                self._log_slow(exchange, times)
+            try:
+                self._count(exchange, report, account, times, tally)
+                if self._access is not None:
+                    self._log_access(self._access, exchange, report, account, times)
+                if times.overhead_s > self._slow_overhead_s:
+                    self._log_slow(exchange, times)
+            except Exception as bug:  # noqa: BLE001 - as in `account`
+                self.bug("books", bug)
 
     def _log_access(
         self, access: AccessLog, exchange: Exchange, report: Report | None, account: Account, times: Times
@@ -190,12 +201,14 @@ class Books:
         """Book one finished flight: the upstream call and what it cost, once, whoever is left to pay for it."""
         work: Work = flight.work
         report.booked = True
-        if work.charge == "split":
-            got = [exchange for exchange in flight.unsettled if exchange.bytes_out]
-            report.parts = len(got) + len(flight.subscribers)
-        for exchange in flight.unsettled:
+        unsettled, flight.unsettled = flight.unsettled, []
+        if flight.payer is None and unsettled:  # nobody was there when the head came: who left last had it made
+            flight.payer = unsettled[-1].subscription
+        if work.charge == "split" and flight.payer is not None:
+            sharers = [each for each in unsettled if each.subscription is flight.payer or _got_some(each)]
+            report.parts = len(sharers) + len(flight.subscribers)
+        for exchange in unsettled:
             self.account(exchange)
-        flight.unsettled.clear()
         if flight.payer is None and report.attempts and report.usage is not None:
             self._clearance.note(self._overhead(flight, report))
         self._count_flight(flight, report, work)
@@ -261,13 +274,20 @@ def _charge(exchange: Exchange, report: Report | None) -> tuple[Account, Usage |
     work: Work = flight.work
     leads = flight.payer is subscription
     upstream = _paid(report, work.price) if leads else None
-    if report.parts and (leads or exchange.bytes_out):
+    still_read = not exchange.ended_at  # when the call was divided
+    if report.parts and (leads or still_read or _got_some(exchange)):
         return _share(exchange, report, work, leads=leads), _part(usage, report.parts, leads), upstream
     if upstream is not None:
         return upstream, usage, upstream
     policy = "each" if work.charge == "each" else "first"
     account = save(usage, work.price, whole=exchange.outcome == "ok", policy=policy)
     return account, usage if policy == "each" else None, None
+
+
+def _got_some(exchange: Exchange) -> bool:
+    """Whether it got any of the flight's answer; the body of a refusal is none."""
+    subscription = exchange.subscription
+    return bool(exchange.bytes_out) and subscription is not None and subscription.head_taken
 
 
 def _share(exchange: Exchange, report: Report, work: Work, *, leads: bool) -> Account:

@@ -121,6 +121,11 @@ class Clearance:
         exchange.reservation.settle(account.tokens, account.picodollars)
         self._spool.close_record(record)
 
+    def abandon(self, exchange: Exchange) -> None:
+        """Its account failed: give back what it holds. Its open line stays, and the heir of the spool makes a row of
+        it."""
+        exchange.reservation.refund()
+
     def note(self, record: UsageRecord) -> None:
         """Put down usage that is on no exchange: of a call that nobody was left to pay for."""
         self._spool.close_record(record)

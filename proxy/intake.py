@@ -18,6 +18,7 @@ from proxy.flight.flight import Ending, Flight, Phase
 from proxy.policy.plan import Plan
 from proxy.policy.sharing import is_shareable_head
 from proxy.protocol.answer import AnswerHead
+from proxy.protocol.ask_usage import UsageFilter
 from proxy.protocol.faults import error_event
 from proxy.protocol.headers import private_response_headers, split_response_headers
 from proxy.protocol.message import ResponseHead
@@ -62,6 +63,7 @@ class Intake:
         "_clock",
         "_deadlines",
         "_expects",
+        "_filter",
         "_grace",
         "_held",
         "_held_bytes",
@@ -89,6 +91,7 @@ class Intake:
         self._held_bytes = 0
         self._keeps = False
         self._scanner: SseScanner | None = None
+        self._filter: UsageFilter | None = None
         self._usage: UsageReader | None = None
         self._grace: Deadline | None = None
         self.recording: Recording | None = None
@@ -123,6 +126,8 @@ class Intake:
         content_type = first.get(b"content-type", b"").lower()
         length = _length(head)
         streams = content_type.startswith(b"text/event-stream")
+        if streams and plan.asks_usage:
+            length = None  # it will be less by what the caller did not ask for
         encoded = b"content-encoding" in first and first[b"content-encoding"].lower() not in (b"", b"identity")
         watched = streams and plan.route.understood and head.status < 400 and not encoded
         if plan.key is None:
@@ -132,8 +137,10 @@ class Intake:
             answer = AnswerHead(head.status, shared, leader_only, length=length, streams=streams)
         self._answer = self.report.head = answer
         # An end that is only the connection's proves nothing, so such an answer is passed on but not kept.
-        framed = length is not None or b"transfer-encoding" in first
+        framed = b"content-length" in first or b"transfer-encoding" in first
         self._keeps = framed and b"no-store" not in first.get(b"cache-control", b"").lower() and not encoded
+        if watched and plan.asks_usage:
+            self._filter = UsageFilter()
         if watched:
             self._scanner = SseScanner(plan.route.grammar)
             self._usage = UsageReader(plan.target.dialect, plan.route.name)
@@ -163,8 +170,8 @@ class Intake:
             if self._held_bytes > HOLD_BYTES:
                 self._let_go()
             return
-        self.flight.append(data)
         scanner = self._scanner
+        self.flight.append(data if self._filter is None else self._filter.feed(data))
         if scanner is not None and not self.flight.finishing:
             self._watch(scanner, data)
 
@@ -196,6 +203,8 @@ class Intake:
             self._end_held(held[0] if len(held) == 1 else b"".join(held))
             return
         scanner = self._scanner
+        if self._filter is not None:
+            self.flight.append(self._filter.rest())
         if scanner is None:
             self._complete(stores=self._keeps)
         elif scanner.error is not None:

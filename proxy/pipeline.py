@@ -33,6 +33,7 @@ from proxy.policy.plan import Plan
 from proxy.policy.planner import Planner, Terms, decoded_for_key
 from proxy.pressure.gate import Gate
 from proxy.protocol.answer import AnswerHead
+from proxy.protocol.ask_usage import ask
 from proxy.protocol.call import Call, parse_call
 from proxy.protocol.headers import parse_controls
 from proxy.protocol.message import RequestHead
@@ -259,7 +260,10 @@ class Pipeline:
         assert terms is not None
         body = exchange.body if type(exchange.body) is bytes else None
         call = exchange.call = None if body is None else _parse(terms.located.route, head, body)
-        return self._planner.plan(head, terms, call, body)
+        plan = self._planner.plan(head, terms, call, body)
+        if plan.asks_usage and body is not None:
+            exchange.body = ask(body)
+        return plan
 
     async def clear(self, exchange: Exchange) -> None:
         """Ask for clearance for a request that is not served from here (a WebSocket). Raises ``ProxyError``."""
@@ -353,6 +357,7 @@ class Pipeline:
         """The flight turned out not to be shareable: a call of one's own."""
         plan = exchange.plan
         assert plan is not None
+        exchange.subscription = None  # nothing of that answer is on its bill
         if plan.idempotency is not None:
             client.fail(_still_running())  # a call of its own would do the operation twice
             return
@@ -361,8 +366,7 @@ class Pipeline:
         except ProxyError as error:
             client.fail(error)
         except Exception as bug:  # noqa: BLE001 - the others that were released wait behind this one
-            self.books.bug("pipeline", bug)
-            client.fail(ProxyError(Kind.BUG, "Internal error.", detail=repr(bug)))
+            self._stumble(exchange, client, bug)
 
     def account(self, exchange: Exchange) -> None:
         """The exchange is over: count it and log it, once."""
@@ -380,16 +384,20 @@ class Pipeline:
                 self.books.bug("books", bug)
 
     def _pays_later(self, exchange: Exchange) -> bool:
-        """Whether the price is not known yet, because the payer left before the answer's end, or others that share it
-        are still reading: the flight then carries the exchange to its own end, where `Books.flown` books it."""
+        """Whether the price is not known yet, because one that has to pay left before the answer's end, or others that
+        share it are still reading: the flight then carries the exchange to its own end, where `Books.flown` books
+        it."""
         subscription, report = exchange.subscription, exchange.facts
-        if subscription is None or report is None:
+        if subscription is None or report is None or report.booked:
             return False
         flight = subscription.flight
         work: Work = flight.work
-        divided = work.charge == "split" and not report.booked
-        if not divided and (report.ended_at or flight.payer is not subscription or flight.task is None):
-            return False
+        if work.charge != "split":
+            if report.ended_at or flight.task is None:
+                return False
+            orphaned = flight.payer is None and not flight.subscribers
+            if work.charge != "each" and flight.payer is not subscription and not orphaned:
+                return False
         exchange.ended_at = self._clock.now()
         flight.unsettled.append(exchange)
         return True

@@ -88,6 +88,9 @@ class Production:
             direct.call = self._transport.start(self._request(work), intake, self._patience(work.plan), direct.over)
         except ProxyError:
             return None  # `run` meets the same and has somebody to tell
+        except Exception as bug:  # noqa: BLE001 - whoever joins meanwhile must not wait for nothing
+            self._books.bug("production", bug)
+            return None
         return direct if direct.call is not None else None
 
     async def run(self, flight: Flight) -> None:

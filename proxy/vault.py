@@ -38,6 +38,7 @@ from proxy.store.open import open_store
 
 _SHARED_KEY_BYTES = 16 << 20
 _OPEN_S = 5.0
+_ANY_S = 86_400.0  # longer than anybody's lease
 HOLDER = "req_" + PROCESS_TOKEN
 """This process's name at the store: what its request ids begin with, so that the heir of its spool knows what it had
 leased."""
@@ -60,7 +61,6 @@ class Vault:
         self._clock = clock
         self._log = log
         self.store = open_store(settings.database_url, state_dir, migrate=settings.database_migrate)
-        self._lease_s = settings.budget_lease_s
         self.opened = False
         """The store has answered since the process started; later `feed` knows whether it still does."""
         self._opening: asyncio.Task[None] | None = None
@@ -197,8 +197,6 @@ class Vault:
         because whoever buries it may be dead itself by then."""
         holder = "req_" + token
         self.leases.recovered(holder)
-        while held := {
-            account for account, _, dead in await self.store.expired_leases(self._lease_s) if dead == holder
-        }:
+        while held := {account for account, _, dead in await self.store.expired_leases(_ANY_S) if dead == holder}:
             for account in held:
                 await self.store.settle_dead(account, holder)

@@ -71,6 +71,8 @@ class RouteRules:
     """How long answers are cached; 0: not unless the request asks for it."""
     stale_while_revalidate_s: float = 0.0
     stale_if_error_s: float = 0.0
+    ask_usage: bool = False
+    """Ask for the token counts of streams whose callers did not, and take them out of the answers again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +209,7 @@ def _rules_of_settings(settings: Settings, *, models: bool = False) -> RouteRule
         ttl_s=settings.models_fresh_s if models else 0.0,
         stale_while_revalidate_s=settings.models_stale_s if models else 0.0,
         stale_if_error_s=settings.models_stale_if_error_s if models else 0.0,
+        ask_usage=settings.ask_usage,
     )
 
 
@@ -224,6 +227,7 @@ def _fold(base: RouteRules, said: RouteFile | None) -> RouteRules:
         ttl_s=_or(cache.ttl_s, base.ttl_s),
         stale_while_revalidate_s=_or(cache.stale_while_revalidate_s, base.stale_while_revalidate_s),
         stale_if_error_s=_or(cache.stale_if_error_s, base.stale_if_error_s),
+        ask_usage=_or(said.ask_usage, base.ask_usage),
     )
 
 

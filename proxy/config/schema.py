@@ -45,6 +45,7 @@ class RouteFile(Struct, forbid_unknown_fields=True, frozen=True):
     first_byte_s: Patience | None = None
     idle_s: Patience | None = None
     total_s: Patience | None = None
+    ask_usage: bool | None = None
 
 
 class ProviderFile(Struct, forbid_unknown_fields=True, frozen=True):

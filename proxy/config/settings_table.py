@@ -238,6 +238,12 @@ class Settings:
 
     drain_grace_s: float = _seconds(25.0, "Time running requests get when the process is told to stop.", 0.0)
 
+    ask_usage: bool = _setting(
+        False,
+        "Ask OpenAI's chat streams for the token counts that their callers did not ask for, and take them out of the "
+        "answers again; false: such streams are estimated.",
+        parse_flag,
+    )
     database_url: str = _setting(
         "",
         "Where keys, budgets and usage are kept: postgresql://user:password@host/name; empty: a SQLite file in the "

@@ -93,6 +93,8 @@ class Plan(NamedTuple):
     """Index of (scope, Idempotency-Key), 32 bytes, or ``None``."""
     idempotency_print: bytes | None
     """Fingerprint without the idempotency key, to notice a key used twice for different requests."""
+    asks_usage: bool
+    """The upstream is asked for token counts that the caller does not want to see (`protocol.ask_usage`)."""
     streams: bool
     """The caller asked for a stream."""
     route: Route

@@ -17,6 +17,7 @@ from proxy.config.principal import Principal
 from proxy.policy.caching import Lifetimes, decide_caching
 from proxy.policy.plan import Caching, Plan, Target
 from proxy.policy.sharing import Classified, alone, classify, decide_sharing
+from proxy.protocol.ask_usage import ASKABLE, TRANSFORM, is_askable
 from proxy.protocol.call import Call
 from proxy.protocol.encoding import decode_body
 from proxy.protocol.fingerprint import finish_key, flight_hasher, idempotency_index
@@ -77,7 +78,7 @@ class Terms:
         path = self.target.base_path + located.path
         self.upstream_path = f"{path}?{head.query}" if head.query else path
         self.outlines: dict[tuple[Classified, bool], Outline] = {}
-        self.hashers: dict[bool, blake2b] = {}
+        self.hashers: dict[tuple[bool, bool], blake2b] = {}
         self.shared_headers: SentHeaders | None = None
         self.private_headers: SentHeaders | None = None
         self.line = ""
@@ -108,19 +109,22 @@ class Planner:
         if outline is None:
             outline = terms.outlines[classified, streams] = self._outline(head, terms, classified, streams)
         if not outline.keyed:
-            return Plan(None, model, None, None, *outline.rest)
+            return Plan(None, model, None, None, False, *outline.rest)
         text, why = _key_body(head, terms, call, body)
         if text is None:
-            return Plan(None, model, None, None, *self._outline(head, terms, classified, streams, why).rest)
+            rest = self._outline(head, terms, classified, streams, why).rest
+            return Plan(None, model, None, None, False, *rest)
+        asks = streams and terms.rules.ask_usage and _asks_usage(terms, call, body)
         idempotency_key = terms.controls.idempotency_key
-        hasher = terms.hashers.get(streams)
+        hasher = terms.hashers.get((streams, asks))
         if hasher is None:
-            hasher = terms.hashers[streams] = self._hasher(head, terms, streams, idempotency_key or b"")
+            hasher = self._hasher(head, terms, streams, asks, idempotency_key or b"")
+            terms.hashers[streams, asks] = hasher
         if idempotency_key is None:
-            return Plan(finish_key(hasher, text), model, None, None, *outline.rest)
+            return Plan(finish_key(hasher, text), model, None, None, asks, *outline.rest)
         index = idempotency_index(self._secret, terms.principal.scope, idempotency_key)
-        unmarked = finish_key(self._hasher(head, terms, streams, b""), text)
-        return Plan(finish_key(hasher, text), model, index, unmarked, *outline.rest)
+        unmarked = finish_key(self._hasher(head, terms, streams, asks, b""), text)
+        return Plan(finish_key(hasher, text), model, index, unmarked, asks, *outline.rest)
 
     def _outline(
         self, head: RequestHead, terms: Terms, classified: Classified, streams: bool, unkeyed: str = ""
@@ -174,7 +178,9 @@ class Planner:
             terms.private_headers = SentHeaders(headers)
         return terms.private_headers
 
-    def _hasher(self, head: RequestHead, terms: Terms, streams: bool, idempotency_key: bytes) -> blake2b:
+    def _hasher(
+        self, head: RequestHead, terms: Terms, streams: bool, asks: bool, idempotency_key: bytes
+    ) -> blake2b:
         located, target, principal = terms.located, terms.target, terms.principal
         return flight_hasher(
             self._secret,
@@ -192,8 +198,15 @@ class Planner:
             streams=streams,
             variant=terms.controls.variant,
             idempotency_key=idempotency_key,
-            transform=b"",
+            transform=TRANSFORM if asks else b"",
         )
+
+
+def _asks_usage(terms: Terms, call: Call | None, body: bytes | None) -> bool:
+    """Whether counts are asked for on the caller's behalf; not in a body that came encoded, which is sent as it is."""
+    located = terms.located
+    ours = located.route.name in ASKABLE and located.dialect is Dialect.OPENAI
+    return ours and call is not None and call.body is body and is_askable(call)
 
 
 def _extra(located: Located) -> tuple[bytes, ...]:

@@ -19,7 +19,7 @@ _HEAD_BYTES: Final = 256
 _BOM: Final = b"\xef\xbb\xbf"
 
 # The end of a line followed by an empty line; lines end with LF, CRLF or CR.
-_BOUNDARY: Final = re.compile(rb"(?:\r\n|\n)(?:\r\n?|\n)|\r\r\n?")
+BOUNDARY: Final = re.compile(rb"(?:\r\n|\n)(?:\r\n?|\n)|\r\r\n?")
 _BLANKS: Final = re.compile(rb"[\r\n]+")
 
 # What an event must hold to be worth a look; the fewer the cheaper, so each stands for several. Escaped spellings of
@@ -186,7 +186,7 @@ class SseScanner:
     def _find_boundary(self, start: int) -> tuple[int, int] | None:
         """Where the first event of the block stops, and where the next begins."""
         if self._has_cr:
-            match = _BOUNDARY.search(self._block, start)
+            match = BOUNDARY.search(self._block, start)
             return match.span() if match else None
         stop = self._block.find(b"\n\n", start)
         return None if stop < 0 else (stop, stop + 2)

@@ -276,6 +276,12 @@ def words_in(fields: Fields, name: str) -> str:
     return value if type(value) is str else ""
 
 
+def items_in(fields: Fields, name: str) -> list[Any]:
+    """The same for a list."""
+    value = fields.get(name)
+    return value if type(value) is list else []
+
+
 def index_in(fields: Fields, name: str = "index") -> int:
     """The same for a number of a block, item or choice; 0 for none."""
     value = fields.get(name)

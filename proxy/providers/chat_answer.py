@@ -21,7 +21,7 @@ from proxy.protocol.events import (
 from proxy.protocol.routes import Dialect
 from proxy.protocol.sse import SseEvent
 from proxy.protocol.usage import Usage, UsageReader
-from proxy.providers.base import Asked, Fields, dump, index_in, parse_object, words_in
+from proxy.providers.base import Asked, Fields, dump, index_in, items_in, parse_object, words_in
 from proxy.providers.faults import cut_off, fault_in_object, fault_members
 from proxy.providers.folding import Choice, Piece, fold
 from proxy.providers.splitter import Splitter, TooLargeError
@@ -110,8 +110,7 @@ class ChatReader:
         if fields.get("error") or fields.get("object") == "error":
             return self._end(fault_in_object(fields))
         events: list[Event] = []
-        choices = fields.get("choices")
-        choices = choices if type(choices) is list else []
+        choices = items_in(fields, "choices")
         if not self._head and (choices or fields.get("id")):
             self._head = True
             created = fields.get("created")
@@ -136,7 +135,7 @@ class ChatReader:
         if logprobs is not None and not any(isinstance(event, Delta) for event in events):
             events.append(Delta("", index, logprobs))
         if type(message) is dict:
-            for place, call in enumerate(message.get("tool_calls") or ()):
+            for place, call in enumerate(items_in(message, "tool_calls")):
                 if type(call) is dict:
                     events.append(self._take_call(call, index, place))
         reason = choice.get("finish_reason")
@@ -180,10 +179,9 @@ def _pieces_of(message: Fields, choice: int, logprobs: Any) -> list[Event]:
     """What a delta or message says, thoughts first."""
     events: list[Event] = []
     thought = message.get("reasoning_content") or message.get("reasoning")
-    blocks = message.get("thinking_blocks")
     if type(thought) is str and thought:
         events.append(Thought(thought, choice))
-    for block in blocks if type(blocks) is list else ():
+    for block in items_in(message, "thinking_blocks"):
         match block:
             case {"type": "redacted_thinking", "data": str(data)}:
                 events.append(Proof("", choice, data))

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from proxy.protocol.events import Cause, Fault
 from proxy.protocol.message import ResponseHead
-from proxy.providers.base import MAX_ERROR_BYTES, Fields, clip, parse_object
+from proxy.providers.base import MAX_ERROR_BYTES, Fields, clip, items_in, parse_object
 
 _BY_STATUS: Final = {
     400: Cause.BAD_REQUEST,
@@ -192,7 +192,7 @@ def _retry_after_s(head: ResponseHead, members: Fields) -> float | None:
         said = head.get(name)
         if said and len(said) <= 12 and said.replace(b".", b"", 1).isdigit():
             return float(said) * scale
-    for detail in members.get("details") or ():
+    for detail in items_in(members, "details"):
         match detail:
             case {"retryDelay": str(delay)} if delay[-1:] == "s" and delay[:-1].replace(".", "", 1).isdigit():
                 return float(delay[:-1])

@@ -150,7 +150,11 @@ class WireTransport:
         if connection is None:
             return None
         call = DirectCall(self, request, head, receiver, patience, now, over)
-        connection.send(request, head, receiver, patience, call, now, now)
+        try:
+            connection.send(request, head, receiver, patience, call, now, now)
+        except BaseException:
+            connection.abort()  # else its slot would be taken for ever
+            raise
         return call
 
     def _send(  # noqa: PLR0917 - what `WireConnection.send` takes

@@ -88,7 +88,7 @@ class WireConnection(asyncio.Protocol):
 
     # The loop's callbacks and `send`, `abort`, `pause`, `resume` write everything below; nobody else does, but for
     # `adopted`, `idle_since` and `opened_at`, which the owner keeps. While idle, _receiver and _hold are None; they
-    # are set by `send` and cleared by `_detach`, together. A hold knows whether the connection is still its exchange's:
+    # are set by `send` and cleared by `_detach`, together. A hold knows whether the connection is still its own:
     # a cancelled one may wake when it already serves another.
     __slots__ = (
         "_clock",
@@ -244,7 +244,8 @@ class WireConnection(asyncio.Protocol):
     def _finish(self) -> None:
         """The message ended cleanly: hand the connection back or close it, then wake the caller."""
         hold = self._hold
-        assert hold is not None
+        if hold is None:
+            return  # the receiver let go of it with the last byte
         reader = self._reader
         reusable = reader.reusable
         if reader.surplus:

@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
+from proxy.access.limits_reservation import UNLIMITED, Reservation
 from proxy.accounting.record import UsageRecord
 from proxy.accounting.report import Report
 from proxy.accounting.usage import NOTHING, Account, divide_usage, pay, save
@@ -48,7 +49,8 @@ class Times(NamedTuple):
 class Books:
     """Counts and logs. Implements what pipeline and production ask of a bookkeeper."""
 
-    # Mutable state: the numbers inside `metrics`, the tallies found so far, and what waits to be posted.
+    # Mutable state: the numbers inside `metrics`, the tallies found so far, what waits to be posted, and by flights
+    # that went on what the last to leave them had reserved.
     __slots__ = (
         "_access",
         "_calls",
@@ -57,6 +59,7 @@ class Books:
         "_finished",
         "_later",
         "_log",
+        "_pledges",
         "_slow_overhead_s",
         "_tallies",
         "metrics",
@@ -82,6 +85,7 @@ class Books:
         self._log = log
         self._tallies: dict[tuple[str, str, str], Tally] = {}
         self._calls: dict[tuple[str, str], CallTally] = {}
+        self._pledges: dict[Flight, Reservation] = {}
         self.metrics = metrics
         metrics.before_render.append(self.post)
 
@@ -104,6 +108,7 @@ class Books:
         if exchange.admitted_at:
             times_ms = times.first_byte_s * 1e3, times.total_s * 1e3, times.overhead_s * 1e3
             row = make_row(exchange, report, account, billed, upstream, times_ms)
+            self._keep_pledge(exchange, report)
             self._clearance.settle(exchange, account, row)
         if type(exchange.body) is bytes:  # an upload is closed by who opened it
             exchange.body = b""
@@ -113,6 +118,18 @@ class Books:
         finished.append((exchange, report, account, times, self._tally(exchange)))
         if len(finished) >= _MOST_UNPOSTED:
             self.post()
+
+    def _keep_pledge(self, exchange: Exchange, report: Report | None) -> None:
+        """Whoever is the last to leave a call before its head has nothing to pay yet, and may never have: what it
+        reserved is kept until the call is over. Else who hangs up at once would pay nothing from a budget."""
+        subscription = exchange.subscription
+        if subscription is None or report is None or report.ended_at or report.booked:
+            return
+        flight = subscription.flight
+        if flight.payer is None and not flight.subscribers and flight.task is not None:
+            before, self._pledges[flight] = self._pledges.get(flight), _take_reservation(exchange)
+            if before is not None:
+                before.refund()
 
     def post(self) -> None:
         """Count and log what has finished since the last time. Done for many at once, as it costs each of them less
@@ -202,15 +219,20 @@ class Books:
         work: Work = flight.work
         report.booked = True
         unsettled, flight.unsettled = flight.unsettled, []
-        if flight.payer is None and unsettled:  # nobody was there when the head came: who left last had it made
-            flight.payer = unsettled[-1].subscription
+        orphaned = flight.payer is None and report.attempts > 0 and report.usage is not None
+        pledge = self._pledges.pop(flight, None)
+        if orphaned and pledge is None and unsettled and work.charge == "split":
+            pledge = _take_reservation(unsettled[-1])
         if work.charge == "split" and flight.payer is not None:
             sharers = [each for each in unsettled if each.subscription is flight.payer or _got_some(each)]
             report.parts = len(sharers) + len(flight.subscribers)
         for exchange in unsettled:
             self.account(exchange)
-        if flight.payer is None and report.attempts and report.usage is not None:
+        if orphaned:
             self._clearance.note(self._overhead(flight, report))
+        if pledge is not None:
+            paid = _paid(report, work.price) if orphaned else NOTHING
+            pledge.settle(paid.tokens, paid.picodollars)
         self._count_flight(flight, report, work)
 
     def _overhead(self, flight: Flight, report: Report) -> UsageRecord:
@@ -282,6 +304,12 @@ def _charge(exchange: Exchange, report: Report | None) -> tuple[Account, Usage |
     policy = "each" if work.charge == "each" else "first"
     account = save(usage, work.price, whole=exchange.outcome == "ok", policy=policy)
     return account, usage if policy == "each" else None, None
+
+
+def _take_reservation(exchange: Exchange) -> Reservation:
+    """Settling the exchange leaves it alone from now on."""
+    taken, exchange.reservation = exchange.reservation, UNLIMITED
+    return taken
 
 
 def _got_some(exchange: Exchange) -> bool:

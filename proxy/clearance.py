@@ -102,19 +102,37 @@ class Clearance:
         assert principal is not None
         assert plan is not None
         key = principal.key
-        self._spool.open_record(
-            exchange.request_id,
-            exchange.admitted_at,
-            principal.key_id,
-            key.tenant if key is not None else "",
-            key.team if key is not None else "",
-            plan.target.provider,
-            plan.route.name,
-            plan.model,
-            exchange.bytes_in // 4,
-            exchange.reservation.picodollars,
-            plan.streams,
-        )
+        try:
+            self._spool.open_record(
+                exchange.request_id,
+                exchange.admitted_at,
+                principal.key_id,
+                key.tenant if key is not None else "",
+                key.team if key is not None else "",
+                plan.target.provider,
+                plan.route.name,
+                plan.model,
+                exchange.bytes_in // 4,
+                exchange.reservation.picodollars,
+                plan.streams,
+            )
+        except ProxyError:
+            self._take_back(exchange)
+            raise
+
+    def open_hit(self, exchange: Exchange) -> None:
+        """A hit costs nothing that could be lost, so it has no open line; its closing one needs room all the same.
+        Raises as `open`."""
+        try:
+            self._spool.demand_room()
+        except ProxyError:
+            self._take_back(exchange)
+            raise
+
+    def _take_back(self, exchange: Exchange) -> None:
+        """It was not admitted after all, and its row must not take the room of those that were."""
+        exchange.reservation.refund()
+        exchange.admitted_at = 0.0
 
     def settle(self, exchange: Exchange, account: Account, record: UsageRecord) -> None:
         """The request is over: what it is billed, and its line in the spool. Once."""

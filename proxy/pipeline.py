@@ -212,6 +212,9 @@ class Pipeline:
         client.fail(ProxyError(Kind.BUG, "Internal error.", detail=repr(bug)))
 
     def _serve(self, exchange: Exchange, client: Client) -> None:
+        assert exchange.principal is not None
+        if exchange.principal.key is not None:
+            self._identity.confirm(exchange.principal.key)
         exchange.plan = self.plan(exchange)
         shortage = self._clearance.ask(exchange)
         if shortage is None:
@@ -239,6 +242,7 @@ class Pipeline:
         if plan.key is not None and self._may_have(exchange, plan, plan.key):
             hit = self._hot.lookup(plan.key, self._clock.now())
             if hit is not None and _is_usable(hit, plan):
+                self._clearance.open_hit(exchange)
                 self._answer_from_cache(exchange, client, plan, hit)
                 return
         self._clearance.open(exchange)
@@ -384,7 +388,7 @@ class Pipeline:
                 self.books.bug("books", bug)
 
     def _pays_later(self, exchange: Exchange) -> bool:
-        """Whether the price is not known yet, because one that has to pay left before the answer's end, or others that
+        """Whether the price is not known yet, because who has to pay left before the answer's end, or others that
         share it are still reading: the flight then carries the exchange to its own end, where `Books.flown` books
         it."""
         subscription, report = exchange.subscription, exchange.facts
@@ -395,8 +399,7 @@ class Pipeline:
         if work.charge != "split":
             if report.ended_at or flight.task is None:
                 return False
-            orphaned = flight.payer is None and not flight.subscribers
-            if work.charge != "each" and flight.payer is not subscription and not orphaned:
+            if work.charge != "each" and flight.payer is not subscription:
                 return False
         exchange.ended_at = self._clock.now()
         flight.unsettled.append(exchange)

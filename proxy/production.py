@@ -87,11 +87,13 @@ class Production:
         try:
             direct.call = self._transport.start(self._request(work), intake, self._patience(work.plan), direct.over)
         except ProxyError:
-            return None  # `run` meets the same and has somebody to tell
+            pass  # `run` meets the same and has somebody to tell
         except Exception as bug:  # noqa: BLE001 - whoever joins meanwhile must not wait for nothing
             self._books.bug("production", bug)
-            return None
-        return direct if direct.call is not None else None
+        if direct.call is not None:
+            return direct
+        flight.report = None  # it has not begun, and may be stopped before it has: no account can wait for its end
+        return None
 
     async def run(self, flight: Flight) -> None:
         """Fill ``flight``. It is sealed when this returns, however it went."""

@@ -77,7 +77,7 @@ class Pot:
 class Waiting:
     """One request that waits for money."""
 
-    __slots__ = ("asked", "ends_at", "future", "need")
+    __slots__ = ("answered", "asked", "ends_at", "future", "need")
 
     def __init__(self, need: int, ends_at: float, future: Future[Pot]) -> None:
         self.need = need
@@ -85,6 +85,8 @@ class Waiting:
         self.future = future
         self.asked = False
         """The store has been asked since it came."""
+        self.answered = False
+        """And has answered."""
 
 
 class Source(Protocol):

@@ -158,8 +158,14 @@ class BudgetLeases:
         now = self._clock.now()
         if need > purse.budget.picodollars or (now < purse.spent_until and need > purse.rest):
             raise self._spent(purse, need)
-        if self._failures > 1 and now - self._failed_at < _DOWN_S and not self._allow_when_down:
-            raise budget_unknown(_kind(purse))
+        if self._failures > 1:
+            if self._allow_when_down:  # nobody waits for a store that does not answer
+                if now - self._failed_at >= _DOWN_S:
+                    self._begin(purse)
+                self.unchecked += 1
+                return purse.take(now, need)
+            if now - self._failed_at < _DOWN_S:
+                raise budget_unknown(_kind(purse))
         if len(purse.queue) >= self._max_waiting:
             raise budget_crowded(_kind(purse))
         self.waits += 1
@@ -198,7 +204,10 @@ class BudgetLeases:
         purse.queue = waiting_on
 
     def _too_late(self, purse: Purse, waiting: Waiting) -> None:
-        if self._failures:
+        if self._failures or not waiting.answered:
+            if not waiting.answered:  # the store hangs; whoever comes next need not find out again
+                self._failures = max(self._failures, 2)
+                self._failed_at = self._clock.now()
             self._give_up(purse, waiting)
         else:
             self._refuse(purse, waiting)
@@ -263,11 +272,11 @@ class BudgetLeases:
             await self._tell(pot)
         purse.old = [pot for pot in purse.old if pot.reserved or not pot.is_told]
         pot = purse.pot
-        if not (purse.queue or purse.old or purse.unsure or pot.free or pot.reserved):
-            return  # nothing to keep
+        need, want = _wish(purse, self._clock.now())
+        if not (want or purse.queue or purse.old or purse.unsure or pot.free or pot.reserved):
+            return  # nothing to keep and nothing to fetch
         for waiting in purse.queue:
             waiting.asked = True
-        need, want = _wish(purse, self._clock.now())
         asked_at = self._clock.now()
         self.calls += 1
         purse.unsure = True
@@ -275,6 +284,8 @@ class BudgetLeases:
             purse.account, purse.budget, self.holder, need=need, want=want, lasts_s=self._lasts_s
         )
         purse.unsure = False
+        for waiting in purse.queue:
+            waiting.answered = waiting.asked
         self._credit(purse, lease, asked_at)
         self.serve(purse)
         self._judge(purse, lease)

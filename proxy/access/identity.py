@@ -123,15 +123,24 @@ class Identity:
         """Who a key stands for, made once for each version of the key, provider and header. ``header`` is the one
         that the provider key goes into. Raises ``ProxyError``."""
         record = held.record
-        if record.revoked_at:
-            raise ProxyError(Kind.INVALID_KEY, "This Sameflight key was revoked.", why="key_revoked")
-        if record.expires_at and self._clock.wall() >= record.expires_at:
-            raise ProxyError(Kind.INVALID_KEY, "This Sameflight key has expired.", why="key_expired")
+        self._check(record)
         made = held.memo.get((provider, header))
         if made is None or made[0] is not keys:
             made = held.memo[provider, header] = keys, self._make_principal(record, provider, header, keys)
         principal: Principal = made[1]
         return principal
+
+    def confirm(self, key: KeyRecord) -> None:
+        """A request with this key begins, whose body may have taken its time: raise ``ProxyError`` if the key was
+        revoked or expired meanwhile."""
+        held = self._ring.held(key.digest) if self._ring is not None else None
+        self._check(key if held is None else held.record)
+
+    def _check(self, record: KeyRecord) -> None:
+        if record.revoked_at:
+            raise ProxyError(Kind.INVALID_KEY, "This Sameflight key was revoked.", why="key_revoked")
+        if record.expires_at and self._clock.wall() >= record.expires_at:
+            raise ProxyError(Kind.INVALID_KEY, "This Sameflight key has expired.", why="key_expired")
 
     def _make_principal(self, record: KeyRecord, provider: str, header: bytes, keys: ProviderKeys) -> Principal:
         configured = keys.provider_key(provider)

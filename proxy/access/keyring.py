@@ -144,6 +144,10 @@ class Keyring:
             return None
         return self._vouched(digest, held, now)
 
+    def held(self, digest: bytes) -> Held | None:
+        """What is known of a key that was let in, fresh or not; nothing if it was evicted since."""
+        return self._held.get(digest)
+
     def _check_unknown(self, token: bytes, digest: bytes, now: float) -> None:
         until = self._unknown.get(digest)
         if until is not None and now < until:

@@ -205,7 +205,8 @@ class Limiter:
         pots: dict[Account, Pot] | None = None,
     ) -> Reservation:
         self._turn = turn = self._turn + 1
-        taken: list[Pot] = []
+        # What was promised while it waited counts, whatever budgets its accounts have by now.
+        taken: list[Pot] = [] if pots is None else list(pots.values())
         for account in accounts:
             account.running += 1
             account.used_at = now
@@ -229,8 +230,8 @@ class Limiter:
                     bucket.idle_turn = turn
                     bucket.empty_at = now + tokens * bucket.interval_s
             purse = account.purse
-            if purse is not None and picodollars:
-                taken.append(purse.take(now, picodollars) if pots is None else pots[account])
+            if purse is not None and picodollars and pots is None:
+                taken.append(purse.take(now, picodollars))
         self.reserved += 1
         return Reservation(self._clock, accounts, turn, tokens, picodollars, taken)
 

@@ -148,10 +148,8 @@ class Spool:
     ) -> None:
         """A request was admitted: see `Opened`. Raises ``ProxyError`` (``USAGE_UNAVAILABLE``) where the policy is
         ``strict`` and nothing can be kept; the request must then not run."""
-        if self._strict and not self._has_room():
-            self.refused += 1
-            message = "Usage cannot be recorded at the moment; try again later."
-            raise ProxyError(Kind.USAGE_UNAVAILABLE, message, detail=self.trouble or "no room", retry_after_s=1.0)
+        if self._strict:
+            self.demand_room()
         fields = (
             request_id, at, key_id, tenant, team, provider, route, model, input_tokens, reserved_picodollars, streams
         )  # fmt: skip
@@ -181,6 +179,14 @@ class Spool:
         self._at = segment.written = end  # type: ignore[union-attr]
         segment.frames.append(frame)  # type: ignore[union-attr]
         self._running[request_id] = segment, payload
+
+    def demand_room(self) -> None:
+        """Raise ``ProxyError`` (``USAGE_UNAVAILABLE``) where the policy is ``strict`` and there may be no room for
+        one more record: for requests that are closed without having been opened."""
+        if self._strict and not self._has_room():
+            self.refused += 1
+            message = "Usage cannot be recorded at the moment; try again later."
+            raise ProxyError(Kind.USAGE_UNAVAILABLE, message, detail=self.trouble or "no room", retry_after_s=1.0)
 
     def close_record(self, record: UsageRecord) -> None:
         """A request is over. Must be called before the end of its answer leaves. Never raises for the disk's sake."""

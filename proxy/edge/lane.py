@@ -37,11 +37,13 @@ class Lane(asyncio.Protocol):
     # Mutable state: transport (until the connection is lost or handed over), relay (while an exchange runs), _known
     # (the head of the last request), _pieces, _missing_bytes and _pace (while a body is read), _waiting (the task
     # that waits for an admission), _early (what came behind the running request), _full_since (while the client
-    # takes nothing), _idle_since and _silent (no request yet), _parting_at (since what still comes is thrown away).
+    # takes nothing), _held (while it is not read because it was turned away), _idle_since and _silent (no request
+    # yet), _parting_at (since what still comes is thrown away).
     # Written by the loop's calls, by the relay's and by _look, all in this class.
     __slots__ = (
         "_early",
         "_full_since",
+        "_held",
         "_idle_since",
         "_known",
         "_missing_bytes",
@@ -67,6 +69,7 @@ class Lane(asyncio.Protocol):
         self._waiting: asyncio.Task[None] | None = None
         self._early: list[bytes] = []
         self._full_since: float | None = None
+        self._held: Deadline | None = None
         self._idle_since = 0.0
         self._silent = True
         self._parting_at: float | None = None
@@ -272,8 +275,30 @@ class Lane(asyncio.Protocol):
             self._part(transport)
         elif relay.close_after:
             transport.close()
+        elif relay.exchange.error is not None and self._hold(relay.exchange.error):
+            return
         elif self._early and self._full_since is None:
             self._go_on()
+
+    def _hold(self, error: ProxyError) -> bool:
+        """Do not read whoever was just turned away until it was told to come back, where turning away has become a
+        burden of its own; the request that it sends meanwhile waits in the kernel."""
+        server = self._server
+        gate = server.pipeline.gate
+        if error.kind is not Kind.OVERLOADED or gate is None:
+            return False
+        hold_s = gate.hold_s(error, self._idle_since)
+        if hold_s > 0.0:
+            self._pause_reading()
+            self._held = server.tools.deadlines.arm(hold_s, self._release)
+        return hold_s > 0.0
+
+    def _release(self) -> None:
+        self._held = None
+        if self._early:
+            self._go_on()
+        else:
+            self._resume_reading()
 
     def _go_on(self) -> None:
         """There is a next request already: the client pipelines, and somebody else keeps the order."""
@@ -294,6 +319,9 @@ class Lane(asyncio.Protocol):
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None
+        if self._held is not None:
+            self._held.cancel()
+            self._held = None
 
     def _part(self, transport: asyncio.Transport) -> None:
         """Close after an answer that the client did not wait for."""

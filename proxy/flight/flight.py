@@ -135,8 +135,7 @@ class Flight:
         self.subscribers: dict[Subscription, None] = {}
         self.paused: dict[Subscription, None] = {}
         self.payer: Subscription | None = None
-        """The earliest subscriber that was attached when the head came; pays for the call. Without one the books choose
-        another when the flight is over."""
+        """The earliest subscriber that was attached when the head came; pays for the call."""
         self.peak = 0
         self.mapped = False
         self.solo = False

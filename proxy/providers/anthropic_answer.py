@@ -62,8 +62,8 @@ class MessagesReader:
     """One streamed answer."""
 
     # Mutable, written by `feed` and what it calls: _slots block index -> slot of its tool call (-1: JSON output),
-    # _calls the calls so far, _ended when nothing more is told.
-    __slots__ = ("_calls", "_ended", "_json_tool", "_slots", "_splitter", "_usage")
+    # _calls the calls so far, _begun and _finished as the upstream said so, _ended when nothing more is told.
+    __slots__ = ("_begun", "_calls", "_ended", "_finished", "_json_tool", "_slots", "_splitter", "_usage")
 
     def __init__(self, json_tool: str = "") -> None:
         self._splitter = Splitter()
@@ -71,6 +71,8 @@ class MessagesReader:
         self._json_tool = json_tool
         self._slots: dict[int, int] = {}
         self._calls = 0
+        self._begun = False
+        self._finished = False
         self._ended = False
 
     def feed(self, data: bytes) -> list[Event]:
@@ -103,14 +105,16 @@ class MessagesReader:
         if kind == "content_block_start":
             return self._take_start(index_in(fields), _object(fields, "content_block"))
         if kind == "message_start":
+            self._begun = True
             message = _object(fields, "message")
             return [_head_of(message), *self._take_usage(fields)]
         if kind == "message_delta":
             delta = _object(fields, "delta")
             finish = _finish_of(delta, self._calls) if delta.get("stop_reason") else []
+            self._finished = self._finished or bool(finish)
             return [*finish, *self._take_usage(fields)]
         if kind == "message_stop":
-            return self._end(End())
+            return self._end(End() if self._begun and self._finished else cut_off())
         if kind == "error" or fields.get("error"):
             return self._end(fault_in_object(fields))
         return []  # pings, and events that do not exist yet

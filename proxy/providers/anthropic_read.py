@@ -24,6 +24,7 @@ from proxy.providers.base import (
     dump_arguments,
     list_at,
     malformed,
+    note_rest,
     object_at,
     read_options,
     refuse,
@@ -90,6 +91,7 @@ def _read_settings(fields: Fields, conversation: Conversation) -> None:
     for owner, name, at in ((config, "format", "output_config.format"), (fields, "output_format", "output_format")):
         if owner.get(name) is not None:
             conversation.format = _read_format(owner[name], at)
+            note_rest(owner[name], ("type", "schema"), at, conversation)
     tier = fields.get("service_tier")
     if tier is not None:
         options["service_tier"] = Option(_TIERS.get(str(tier), tier), "service_tier")
@@ -124,7 +126,23 @@ def _read_block(said: Fields, at: str, conversation: Conversation) -> Block:
     block.at = at
     block.cache = mark_of(said, at, conversation)
     block.extra |= rest_of(said, _KNOWN[str(kind)] | _EVERYWHERE)
+    source = said.get("source")
+    if type(source) is dict:
+        note_rest(source, _SOURCE, f"{at}.source", conversation)
+    for inner in _flattened(said):
+        note_rest(inner, ("type", "text"), f"{at}.content[]", conversation)
     return block
+
+
+_SOURCE: Final = ("type", "media_type", "data", "url", "file_id", "content")
+
+
+def _flattened(said: Fields) -> list[Fields]:
+    """The blocks inside a block that become its text."""
+    source = said.get("source")
+    owner = source if type(source) is dict else said if said.get("type") == "search_result" else {}
+    content = owner.get("content")
+    return [inner for inner in content if type(inner) is dict] if type(content) is list else []
 
 
 def _read_text(said: Fields, at: str) -> Block:
@@ -258,6 +276,8 @@ def _read_choice(choice: object, conversation: Conversation) -> None:
             conversation.choice = ToolChoice("tool", name)
         case _:
             raise refuse("tool_choice", "is not a choice that can be translated")
+    if type(choice) is dict:
+        note_rest(choice, ("type", "name", "disable_parallel_tool_use"), "tool_choice", conversation)
     if type(choice) is dict and type(choice.get("disable_parallel_tool_use")) is bool:
         conversation.parallel = not choice["disable_parallel_tool_use"]
         conversation.parallel_at = "tool_choice.disable_parallel_tool_use"

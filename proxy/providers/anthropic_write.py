@@ -74,7 +74,7 @@ def message_headers(form: Form) -> HeaderList:
 
 
 def _limit_of(draft: Draft, form: Form) -> Any:
-    limit = draft.take("max_tokens")
+    limit = draft.take_limit(form)
     if limit is not None:
         return limit
     if form.max_tokens:
@@ -313,6 +313,7 @@ def _write_block(block: Block, draft: Draft) -> Fields | None:
 
 
 def _write_thought(block: Thinking, draft: Draft) -> Fields | None:
+    draft.keep(block.extra, block.at, {})
     if block.redacted:
         return {"type": "redacted_thinking", "data": block.redacted}
     if not block.signature:

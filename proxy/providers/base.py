@@ -32,7 +32,10 @@ Fields = dict[str, Any]
 JSON_HEADERS: Final[HeaderList] = [(b"content-type", b"application/json")]
 MAX_REPORTED: Final = 64
 """Distinct names of left-out fields that are told; a request cannot make the list longer."""
+MAX_NAME_CHARS: Final = 100
 MAX_ERROR_BYTES: Final = 65_536
+MAX_DEPTH: Final = 128
+"""Levels of JSON in an answer or in the arguments of a call; its writer gives up beyond 254."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,8 @@ class Form:
     """The name the upstream knows; goes into the body or the path."""
     max_tokens: int = 0
     """Limit of the answer where the dialect demands one and the caller gave none; 0: by the model's name."""
+    most_tokens: int = 0
+    """Longest answer the model gives: a caller's larger limit is lowered to it, and reported; 0: unknown."""
     cache_markers: str = ""
     """How chat completions say where a prompt is worth caching: ``breakpoint`` (OpenAI's
     ``prompt_cache_breakpoint``), ``cache_control`` (gateways), or empty for a server that stumbles over both."""
@@ -156,13 +161,36 @@ class Draft:
         option = self.options.pop(name, None)
         return None if option is None else option.value
 
+    def take_limit(self, form: Form) -> Any:
+        """The longest answer the caller wants, as far as the model goes; ``None`` if it did not say."""
+        option = self.options.pop("max_tokens", None)
+        if option is None:
+            return None
+        if form.most_tokens and type(option.value) is int and option.value > form.most_tokens:
+            self.report(option.field)
+            return form.most_tokens
+        return option.value
+
+    def take_thinking(self) -> Fields | None:
+        """Anthropic's ``thinking``, for a target that knows no such object; what it says beyond type and budget is
+        reported."""
+        option = self.options.get("thinking")
+        if option is None or type(option.value) is not dict:
+            return None
+        del self.options["thinking"]
+        for name in option.value:
+            if name not in ("type", "budget_tokens"):
+                self.report(f"{option.field}.{name}")
+        return option.value
+
     def field_of(self, name: str) -> str:
         """The caller's name of an option that is still there."""
         return self.options[name].field
 
     def report(self, name: str) -> None:
+        """Note a field that had no place. The name may be the caller's own invention and goes into a header."""
         if len(self._names) < MAX_REPORTED:
-            self._names[_INDEX.sub("[]", name)] = None
+            self._names[_UNSAFE.sub("?", _INDEX.sub("[]", name[:MAX_NAME_CHARS]))] = None
 
     def keep(self, extra: Fields, at: str, into: Fields) -> None:
         """Hand on the members of a block or turn that nobody knows, or report them."""
@@ -188,11 +216,16 @@ class Draft:
 
 
 _INDEX: Final = re.compile(r"\[\d+\]")
+_UNSAFE: Final = re.compile(r"[^A-Za-z0-9_.\[\]-]")
 
 
 def refuse(at: str, why: str) -> ProxyError:
     """The refusal of a request that has no translation; ``at`` is the caller's field."""
-    return ProxyError(Kind.BAD_REQUEST, f"'{at}' {why}.", why="translation")
+    return ProxyError(Kind.BAD_REQUEST, f"'{at}' {why[:MAX_REASON_CHARS]}.", why="translation")
+
+
+MAX_REASON_CHARS: Final = 200
+"""A reason may repeat a word of the caller's."""
 
 
 def malformed(at: str, expected: str) -> ProxyError:
@@ -227,6 +260,13 @@ def text_at(value: object, at: str) -> str:
 def rest_of(fields: Fields, known: frozenset[str]) -> Fields:
     """The members that say something and that nobody knows."""
     return {name: value for name, value in fields.items() if name not in known and value is not None}
+
+
+def note_rest(fields: Fields, known: tuple[str, ...], at: str, conversation: Conversation) -> None:
+    """Report the members of an object inside a block or setting that have no place of their own anywhere."""
+    for name, value in fields.items():
+        if name not in known and value is not None:
+            conversation.reported.append(f"{at}.{name}")
 
 
 def read_options(
@@ -293,11 +333,29 @@ def dump(fields: Fields) -> bytes:
 
 
 def parse_object(body: bytes) -> Fields | None:
+    """The object that a text is; ``None`` if it is none, or one so deep that it could not be written again."""
     try:
         fields = orjson.loads(body)
     except orjson.JSONDecodeError:
         return None
-    return fields if type(fields) is dict else None
+    if type(fields) is not dict or (body.count(b"{") + body.count(b"[") > MAX_DEPTH and _is_deep(fields)):
+        return None
+    return fields
+
+
+def _is_deep(fields: Fields) -> bool:
+    """Whether it nests beyond ``MAX_DEPTH``; level by level, so that depth never becomes recursion."""
+    level: list[Any] = [fields]
+    for _ in range(MAX_DEPTH):
+        level = [
+            child
+            for node in level
+            for child in (node.values() if type(node) is dict else node)
+            if type(child) is dict or type(child) is list
+        ]
+        if not level:
+            return False
+    return True
 
 
 def clip(message: str) -> str:

@@ -30,7 +30,7 @@ CARRIAGE: Final[dict[str, dict[str, str]]] = {
         "system message": "sccscc",
         "developer message": "sccscc",
         "later system message": "sacsac",
-        "name of a speaker": "srcsrr",
+        "name of a speaker": "srrsrr",
         "image, data URL": "sccscc",
         "image, URL": "sccscc",
         "image detail": "srcsrc",

@@ -83,12 +83,21 @@ class ChatReader:
         if self._ended:
             return events
         # Some servers leave the last line out; a finished answer is complete without it.
-        return events + self._end(End() if self._finished else cut_off())
+        return events + (self._end(End()) if self._finished else self._end(cut_off()))
+
+    def _finish(self) -> list[Event]:
+        """The upstream said that it is done: true if it said anything. Not all say why."""
+        if not self._head:
+            return self._end(cut_off("The upstream's answer is empty."))
+        unsaid: list[Event] = [] if self._finished else [Finish(Reason.STOP)]
+        return unsaid + self._end(End())
 
     def take_whole(self, fields: Fields) -> list[Event]:
         """The events of a whole answer."""
         events = self._take(fields, "message")
-        return events if self._ended else [*events, End()]
+        if not self._ended and not fields.get("choices"):
+            return self._end(cut_off("The upstream's answer has no choice."))
+        return events if self._ended else events + self._finish()
 
     def _take_all(self, pieces: list[tuple[str, bytes]]) -> list[Event]:
         events: list[Event] = []
@@ -96,7 +105,7 @@ class ChatReader:
             if self._ended:
                 break
             if data.startswith(b"[DONE]"):
-                events += self._end(End())
+                events += self._finish()
                 break
             fields = parse_object(data)
             events += self._end(cut_off()) if fields is None else self._take(fields, "delta")

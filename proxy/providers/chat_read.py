@@ -10,17 +10,25 @@ from proxy.protocol.conversation import (
     Media,
     Opaque,
     Option,
-    OutputFormat,
     Refusal,
     Text,
     Thinking,
-    Tool,
-    ToolChoice,
     ToolResult,
     ToolUse,
     Turn,
 )
-from proxy.providers.base import Fields, list_at, malformed, object_at, read_options, refuse, rest_of, text_at
+from proxy.providers.base import (
+    Fields,
+    list_at,
+    malformed,
+    note_rest,
+    object_at,
+    read_options,
+    refuse,
+    rest_of,
+    text_at,
+)
+from proxy.providers.chat_tools import read_choice, read_format, read_tool
 from proxy.providers.marks import mark_of
 from proxy.providers.media import media_of_url
 
@@ -95,13 +103,13 @@ def read_chat(fields: Fields, model: str, streams: bool) -> Conversation:
         at = f"messages[{index}]"
         _read_message(object_at(message, at), at, conversation)
     conversation.tools = [
-        _read_tool(object_at(tool, f"tools[{index}]"), f"tools[{index}]", conversation)
+        read_tool(object_at(tool, f"tools[{index}]"), f"tools[{index}]", conversation)
         for index, tool in enumerate(list_at(fields.get("tools"), "tools"))
     ]
-    conversation.choice = _read_choice(fields.get("tool_choice"))
+    conversation.choice = read_choice(fields.get("tool_choice"), conversation)
     parallel = fields.get("parallel_tool_calls")
     conversation.parallel = parallel if type(parallel) is bool else None
-    conversation.format = _read_format(fields.get("response_format"))
+    conversation.format = read_format(fields.get("response_format"), conversation)
     said = {name: value for name, value in fields.items() if not _is_idle(name, value)}
     read_options(said, OPTIONS, _SAID, conversation.options)
     for name in ("max_tokens", "max_completion_tokens"):
@@ -154,7 +162,7 @@ def _read_assistant(message: Fields, at: str, conversation: Conversation) -> Tur
     for name in ("function_call", "audio"):
         if message.get(name) is not None:
             raise refuse(f"{at}.{name}", "cannot be translated")
-    blocks = _read_thoughts(message, at)
+    blocks = _read_thoughts(message, at, conversation)
     blocks += [
         block
         for block in _read_content(message.get("content"), f"{at}.content", conversation)
@@ -164,16 +172,17 @@ def _read_assistant(message: Fields, at: str, conversation: Conversation) -> Tur
         blocks.append(Refusal(text_at(message["refusal"], f"{at}.refusal"), at=f"{at}.refusal"))
     for index, call in enumerate(list_at(message.get("tool_calls"), f"{at}.tool_calls")):
         place = f"{at}.tool_calls[{index}]"
-        blocks.append(_read_call(object_at(call, place), place))
+        blocks.append(_read_call(object_at(call, place), place, conversation))
     return Turn("assistant", blocks, at, rest_of(message, _ASSISTANT))
 
 
-def _read_thoughts(message: Fields, at: str) -> list[Block]:
+def _read_thoughts(message: Fields, at: str, conversation: Conversation) -> list[Block]:
     """Thoughts as gateways tell them: signed ones in ``thinking_blocks``, else their mere text."""
     blocks: list[Block] = []
     for index, block in enumerate(list_at(message.get("thinking_blocks"), f"{at}.thinking_blocks")):
         place = f"{at}.thinking_blocks[{index}]"
         thought = object_at(block, place)
+        note_rest(thought, ("type", "thinking", "signature", "data", "index"), place, conversation)
         blocks.append(
             Thinking(
                 text_at(thought.get("thinking"), place),
@@ -188,10 +197,11 @@ def _read_thoughts(message: Fields, at: str) -> list[Block]:
     return blocks
 
 
-def _read_call(call: Fields, at: str) -> ToolUse:
+def _read_call(call: Fields, at: str, conversation: Conversation) -> ToolUse:
     if call.get("type", "function") not in ("function", None):
         raise refuse(f"{at}.type", "is not a kind of tool that can be translated")
     function = object_at(call.get("function"), f"{at}.function")
+    note_rest(function, ("name", "arguments"), f"{at}.function", conversation)
     signature = ""
     extra = rest_of(call, frozenset(("id", "type", "function", "index")))
     match extra.get("extra_content"):
@@ -247,7 +257,12 @@ def _read_part(part: Fields, at: str, conversation: Conversation) -> Block:
     block.cache = mark_of(part, at, conversation)
     known = frozenset((str(kind), "type", "signature", "closed", "document_name")) | _CACHE
     block.extra.update(rest_of(part, known))
+    if kind in _INSIDE and type(part[kind]) is dict:
+        note_rest(part[kind], _INSIDE[kind], f"{at}.{kind}", conversation)
     return block
+
+
+_INSIDE: Final = {"input_audio": ("data", "format"), "file": ("file_id", "file_data", "filename")}
 
 
 def _read_text(part: Fields, at: str) -> Block:
@@ -311,69 +326,3 @@ _PARTS: Final = {
     "refusal": _read_refusal,
     "thinking": _read_thinking,
 }
-
-
-def _read_tool(tool: Fields, at: str, conversation: Conversation) -> Tool:
-    if tool.get("type", "function") != "function":
-        return Tool("", "", None, at, extra=tool, opaque=str(tool.get("type")))
-    function = object_at(tool.get("function"), f"{at}.function")
-    strict = function.get("strict")
-    schema = function.get("parameters")
-    extra = rest_of(function, frozenset(("name", "description", "parameters", "strict")))
-    extra.pop("cache_control", None)
-    return Tool(
-        text_at(function.get("name"), f"{at}.function.name"),
-        text_at(function.get("description"), f"{at}.function.description"),
-        None if schema is None else object_at(schema, f"{at}.function.parameters"),
-        f"{at}.function",
-        strict if type(strict) is bool else None,
-        mark_of(tool, at, conversation) or mark_of(function, f"{at}.function", conversation),
-        extra,
-    )
-
-
-def _read_choice(choice: object) -> ToolChoice | None:
-    match choice:
-        case None:
-            return None
-        case "auto" | "none":
-            return ToolChoice(str(choice))
-        case "required" | "any":
-            return ToolChoice("any")
-        case {"type": "function", "function": {"name": str(name)}} | {"function": {"name": str(name)}}:
-            return ToolChoice("tool", name)
-        case {"type": "allowed_tools", "allowed_tools": {"mode": str(mode), "tools": list(tools)}}:
-            return ToolChoice("any" if mode == "required" else "auto", allowed=_names_of(tools))
-        case _:
-            raise refuse("tool_choice", "is not a choice that can be translated")
-
-
-def _names_of(tools: list[Any]) -> tuple[str, ...]:
-    names = []
-    for tool in tools:
-        match tool:
-            case {"function": {"name": str(name)}}:
-                names.append(name)
-            case _:
-                raise refuse("tool_choice.allowed_tools.tools", "names a tool that is no function")
-    return tuple(names)
-
-
-def _read_format(form: object) -> OutputFormat | None:
-    match form:
-        case None | {"type": "text"}:
-            return None
-        case {"type": "json_object"}:
-            return OutputFormat("json", {})
-        case {"type": "json_schema", "json_schema": dict(said)}:
-            strict = said.get("strict")
-            schema = said.get("schema", said.get("schema_definition"))
-            return OutputFormat(
-                "schema",
-                object_at({} if schema is None else schema, "response_format.json_schema.schema"),
-                text_at(said.get("name"), "response_format.json_schema.name"),
-                text_at(said.get("description"), "response_format.json_schema.description"),
-                strict if type(strict) is bool else None,
-            )
-        case _:
-            raise refuse("response_format", "is not a format that can be translated")

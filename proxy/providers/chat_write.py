@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from proxy.protocol.conversation import (
@@ -23,6 +20,7 @@ from proxy.protocol.conversation import (
     Turn,
 )
 from proxy.providers.base import JSON_HEADERS, Draft, Encoding, Fields, Form, dump, refuse, short_id
+from proxy.providers.chat_profile import Profile
 from proxy.providers.chat_read import FAMILY
 from proxy.providers.marks import cache_breakpoint, cache_control
 from proxy.providers.media import text_of_media, url_of_media
@@ -30,43 +28,6 @@ from proxy.providers.schema import is_strict
 
 MINTED: Final = frozenset(("effort", "thinking", "max_tokens", "stop", "user", "safety_identifier"))
 """Options that need more than a new name; `write_chat` settles them itself."""
-
-
-@dataclass(frozen=True, slots=True)
-class Profile:
-    """How one kind of server differs from the others that speak chat completions."""
-
-    options: Mapping[str, str]
-    """Neutral option -> field; an option that is not here has no place."""
-    limit: str = "max_completion_tokens"
-    """Field of the longest answer in tokens."""
-    forced: str = "required"
-    """The word that makes the model call some tool."""
-    max_temperature: float = 2.0
-    max_stops: int = 0
-    """How many stop sequences may be sent; 0 for any number."""
-    asks_usage: bool = True
-    """A stream tells its usage only when asked by ``stream_options``."""
-    tool_id: re.Pattern[str] | None = None
-    """What an id of a tool call must look like; others are replaced by nine letters and digits."""
-    thoughts: str = ""
-    """Where a thought of an earlier turn goes: ``chunks`` (Mistral), ``reasoning_content``, or nowhere."""
-    effort: bool = True
-    """``reasoning_effort`` is understood."""
-    allowed_tools: bool = False
-    """The list of tools can be narrowed by the choice."""
-    files: bool = True
-    """Documents may be sent as contents."""
-    document_urls: bool = False
-    audio: bool = True
-    strict: bool = True
-    """``strict`` of a function is understood."""
-    default_temperature: float | None = None
-    """The temperature that is used when none is sent, where it is the same for all models."""
-    plain_models: tuple[str, ...] = ()
-    """Beginnings of the names of models that do not reason and refuse to be asked for it."""
-    prefix: bool = False
-    """The last message may be the beginning of the answer."""
 
 
 def write_chat(conversation: Conversation, form: Form, profile: Profile, path: str) -> Encoding:
@@ -107,7 +68,7 @@ def _write_options(
 ) -> None:
     _write_temperature(conversation, draft, profile)
     _write_effort(conversation, draft, profile, form, body)
-    limit = draft.take("max_tokens")
+    limit = draft.take_limit(form)
     if limit is not None:
         body[profile.limit] = limit
     if "stop" in draft.options:
@@ -141,7 +102,7 @@ def _write_effort(
 ) -> None:
     """How much to think: said as an effort, or as Anthropic's budget of tokens."""
     names = [draft.field_of(name) for name in ("effort", "thinking") if name in draft.options]
-    effort, thinking = draft.take("effort"), draft.take("thinking")
+    effort, thinking = draft.take("effort"), draft.take_thinking()
     if effort is None and type(thinking) is dict:
         effort = _effort_of(thinking)
     if effort is None:
@@ -244,7 +205,11 @@ class _Turns:
             messages = [{"role": "system", "content": self._write_content(turn.blocks, "\n\n")}]
         else:
             messages = self._write_user(turn)
-        self._draft.keep(turn.extra, turn.at, messages[-1])
+        extra = turn.extra
+        if "name" in extra and not self._profile.names:
+            self._draft.report(f"{turn.at}.name")
+            extra = {name: value for name, value in extra.items() if name != "name"}
+        self._draft.keep(extra, turn.at, messages[-1])
         return messages
 
     def _write_user(self, turn: Turn) -> list[Fields]:
@@ -284,6 +249,9 @@ class _Turns:
         self._write_thoughts(thoughts, message)
         if calls:
             message["tool_calls"] = [self._write_call(call) for call in calls]
+        for block in turn.blocks:
+            if isinstance(block, Refusal):
+                self._draft.keep(block.extra, block.at, {})
         refused = "".join([block.text for block in turn.blocks if isinstance(block, Refusal)])
         if refused:
             message["refusal"] = refused
@@ -292,6 +260,8 @@ class _Turns:
         return message
 
     def _write_thoughts(self, thoughts: list[Thinking], message: Fields) -> None:
+        for block in thoughts:
+            self._draft.keep(block.extra, block.at, {})
         told = [block for block in thoughts if block.text]
         if not told or not self._profile.thoughts:
             for block in thoughts:
@@ -375,8 +345,9 @@ class _Turns:
         form = block.media_type.rpartition("/")[2]
         if not self._profile.audio or not block.data:
             raise refuse(block.at, "is audio, which this model is not sent")
-        self._draft.keep(block.extra, block.at, {})
-        return {"type": "input_audio", "input_audio": {"data": block.data, "format": form}}
+        part: Fields = {"type": "input_audio", "input_audio": {"data": block.data, "format": form}}
+        self._draft.keep(block.extra, block.at, part)
+        return part
 
     def _write_document(self, block: Media) -> Fields:
         part: Fields

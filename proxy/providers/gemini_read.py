@@ -19,7 +19,18 @@ from proxy.protocol.conversation import (
     ToolUse,
     Turn,
 )
-from proxy.providers.base import Fields, dump, list_at, malformed, object_at, read_options, refuse, rest_of, text_at
+from proxy.providers.base import (
+    Fields,
+    dump,
+    list_at,
+    malformed,
+    note_rest,
+    object_at,
+    read_options,
+    refuse,
+    rest_of,
+    text_at,
+)
 from proxy.providers.schema import from_openapi
 
 FAMILY: Final = "gemini"
@@ -68,9 +79,11 @@ def read_contents(fields: Fields, model: str, streams: bool) -> Conversation:
     if instruction is not None:
         if type(instruction) is str:
             instruction = {"parts": [{"text": instruction}]}
-        blocks = _Parts().read(object_at(instruction, "systemInstruction"), "systemInstruction")
+        said = object_at(instruction, "systemInstruction")
+        note_rest(said, ("parts", "role"), "systemInstruction", conversation)
+        blocks = _Parts(conversation).read(said, "systemInstruction")
         conversation.turns.append(Turn("system", blocks, "systemInstruction"))
-    parts = _Parts()
+    parts = _Parts(conversation)
     for index, said in enumerate(list_at(contents, "contents")):
         at = f"contents[{index}]"
         content = object_at(said, at)
@@ -104,6 +117,7 @@ def _read_config(config: Fields, conversation: Conversation) -> None:
 
 def _read_thinking(said: Fields, conversation: Conversation) -> None:
     at = "generationConfig.thinkingConfig"
+    note_rest(said, ("thinkingBudget", "thinkingLevel"), at, conversation)
     budget, level = said.get("thinkingBudget"), said.get("thinkingLevel")
     if type(level) is str:
         conversation.options["effort"] = Option(level.lower(), f"{at}.thinkingLevel")
@@ -117,9 +131,10 @@ class _Parts:
     the same function first."""
 
     # Mutable, written by `read`: _count calls so far, _open calls without a result as (name, id).
-    __slots__ = ("_count", "_open")
+    __slots__ = ("_conversation", "_count", "_open")
 
-    def __init__(self) -> None:
+    def __init__(self, conversation: Conversation) -> None:
+        self._conversation = conversation
         self._count = 0
         self._open: list[tuple[str, str]] = []
 
@@ -132,6 +147,9 @@ class _Parts:
     def _read_part(self, part: Fields, at: str) -> Block:
         signature = text_at(part.get("thoughtSignature"), f"{at}.thoughtSignature")
         extra = rest_of(part, _PART)
+        for name, known in _INSIDE.items():
+            if type(part.get(name)) is dict:
+                note_rest(camel(part[name]), known, f"{at}.{name}", self._conversation)
         if type(part.get("text")) is str:
             if part.get("thought") is True:
                 return Thinking(part["text"], signature, at=at, extra=extra)
@@ -174,6 +192,12 @@ class _Parts:
         return ToolResult(call_id, [Text(_text_of(response), at=at)], _is_error(response))
 
 
+_INSIDE: Final = {
+    "functionCall": ("id", "name", "args"),
+    "functionResponse": ("id", "name", "response"),
+    "inlineData": ("mimeType", "data", "displayName"),
+    "fileData": ("mimeType", "fileUri"),
+}
 _PART: Final = frozenset(
     ("text", "thought", "thoughtSignature", "functionCall", "functionResponse", "inlineData", "fileData")
 )
@@ -207,10 +231,13 @@ def _read_tools(fields: Fields, conversation: Conversation) -> None:
         for place, function in enumerate(list_at(said.get("functionDeclarations"), f"tools[{index}]")):
             at = f"tools[{index}].functionDeclarations[{place}]"
             conversation.tools.append(_read_function(camel(object_at(function, at)), at))
-    config = camel(object_at(fields.get("toolConfig") or {}, "toolConfig")).get("functionCallingConfig")
+    settings = camel(object_at(fields.get("toolConfig") or {}, "toolConfig"))
+    note_rest(settings, ("functionCallingConfig",), "toolConfig", conversation)
+    config = settings.get("functionCallingConfig")
     if config is None:
         return
     config = camel(object_at(config, "toolConfig.functionCallingConfig"))
+    note_rest(config, ("mode", "allowedFunctionNames"), "toolConfig.functionCallingConfig", conversation)
     mode = str(config.get("mode") or "AUTO").upper()
     names = tuple([str(name) for name in list_at(config.get("allowedFunctionNames"), "toolConfig")])
     at = "toolConfig.functionCallingConfig"

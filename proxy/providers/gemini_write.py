@@ -32,7 +32,6 @@ from proxy.providers.gemini_read import FAMILY
 
 _CONFIG: Final = {
     "frequency_penalty": "frequencyPenalty",
-    "max_tokens": "maxOutputTokens",
     "n": "candidateCount",
     "presence_penalty": "presencePenalty",
     "seed": "seed",
@@ -55,6 +54,9 @@ def write_contents(conversation: Conversation, form: Form) -> Encoding:
     _write_turns(conversation, draft, form, body)
     _write_tools(conversation, draft, body)
     config: Fields = {}
+    limit = draft.take_limit(form)
+    if limit is not None:
+        config["maxOutputTokens"] = limit
     for name, field in _CONFIG.items():
         if name in draft.options:
             config[field] = draft.take(name)
@@ -87,7 +89,7 @@ def path_of(form: Form, streams: bool) -> str:
 
 def _write_thinking(draft: Draft, form: Form, config: Fields) -> None:
     names = [draft.field_of(name) for name in ("effort", "thinking") if name in draft.options]
-    effort, thinking = draft.take("effort"), draft.take("thinking")
+    effort, thinking = draft.take("effort"), draft.take_thinking()
     if effort is None and thinking is None:
         return
     if form.thinking == "off" or form.model.startswith(_THOUGHTLESS):

@@ -11,8 +11,9 @@ from proxy.protocol.events import Event, Fault
 from proxy.protocol.message import HeaderList, ResponseHead
 from proxy.providers.base import JSON_HEADERS, Asked, Encoding, Fields, Form, Reader, Writer, dump
 from proxy.providers.chat_answer import ChatReader, ChatWriter, chat_body, events_of_chat
+from proxy.providers.chat_profile import Profile
 from proxy.providers.chat_read import FAMILY, read_chat
-from proxy.providers.chat_write import Profile, write_chat
+from proxy.providers.chat_write import write_chat
 from proxy.providers.faults import classify, fault_members
 from proxy.providers.relay import relay_body
 
@@ -35,6 +36,7 @@ _MISTRAL: Final = Profile(
     thoughts="chunks",
     files=False,
     document_urls=True,
+    names=False,
     prefix=True,
 )
 

@@ -13,7 +13,7 @@ import orjson
 from proxy.providers.base import Fields, Form
 
 # Strings whole, and what opens, closes or separates; all else lies between them.
-_TOKEN: Final = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\],:]')
+_TOKEN: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\],:]')
 
 
 def rename_model(body: bytes, fields: Fields, model: str) -> bytes:

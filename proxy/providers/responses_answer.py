@@ -41,14 +41,15 @@ class ResponsesReader:
     """One streamed answer."""
 
     # Mutable, written by `feed` and what it calls: _slots output index -> slot of its call, _told slots whose
-    # arguments were told, _ended when nothing more is told.
-    __slots__ = ("_ended", "_slots", "_splitter", "_told", "_usage")
+    # arguments were told, _begun when the head was, _ended when nothing more is told.
+    __slots__ = ("_begun", "_ended", "_slots", "_splitter", "_told", "_usage")
 
     def __init__(self) -> None:
         self._splitter = Splitter()
         self._usage = UsageReader(Dialect.OPENAI, "responses")
         self._slots: dict[int, int] = {}
         self._told: set[int] = set()
+        self._begun = False
         self._ended = False
 
     def feed(self, data: bytes) -> list[Event]:
@@ -85,6 +86,7 @@ class ResponsesReader:
             return self._end(fault_in_object(fields))
         if kind == "response.created":
             response = fields.get("response")
+            self._begun = type(response) is dict
             return [_head_of(response)] if type(response) is dict else []
         if kind in ("response.output_item.added", "response.output_item.done"):
             return self._take_item(fields, kind.endswith("done"))
@@ -120,9 +122,11 @@ class ResponsesReader:
         self._usage.feed(SseEvent("", b"", fields))
         usage = self._usage.usage()
         response = fields.get("response")
-        finish = _finish_of(response if type(response) is dict else {}, bool(self._slots))
+        if type(response) is not dict:
+            return self._end(cut_off())
+        head = [] if self._begun else [_head_of(response)]
         report = [] if usage is None else [UsageReport(usage)]
-        return [finish, *report, *self._end(End())]
+        return [*head, _finish_of(response, bool(self._slots)), *report, *self._end(End())]
 
 
 def _head_of(response: Fields) -> Head:

@@ -19,7 +19,18 @@ from proxy.protocol.conversation import (
     ToolUse,
     Turn,
 )
-from proxy.providers.base import Fields, dump, list_at, malformed, object_at, read_options, refuse, rest_of, text_at
+from proxy.providers.base import (
+    Fields,
+    dump,
+    list_at,
+    malformed,
+    note_rest,
+    object_at,
+    read_options,
+    refuse,
+    rest_of,
+    text_at,
+)
 from proxy.providers.marks import mark_of
 from proxy.providers.media import media_of_url
 
@@ -83,7 +94,10 @@ def read_response(fields: Fields, model: str, streams: bool) -> Conversation:
         _read_tool(object_at(tool, f"tools[{index}]"), f"tools[{index}]")
         for index, tool in enumerate(list_at(fields.get("tools"), "tools"))
     ]
-    conversation.choice = _read_choice(fields.get("tool_choice"))
+    choice = fields.get("tool_choice")
+    conversation.choice = _read_choice(choice)
+    if type(choice) is dict:
+        note_rest(choice, ("type", "name", "mode", "tools"), "tool_choice", conversation)
     parallel = fields.get("parallel_tool_calls")
     conversation.parallel = parallel if type(parallel) is bool else None
     _read_settings(fields, conversation)
@@ -101,6 +115,8 @@ def _read_settings(fields: Fields, conversation: Conversation) -> None:
     text = object_at(fields.get("text") or {}, "text")
     read_options(text, {"verbosity": "verbosity"}, frozenset(("format",)), options, "text.")
     conversation.format = _read_format(text.get("format"))
+    if type(text.get("format")) is dict:
+        note_rest(text["format"], ("type", "name", "description", "schema", "strict"), "text.format", conversation)
 
 
 def _read_format(form: object) -> OutputFormat | None:
@@ -245,6 +261,9 @@ def _read_reasoning(item: Fields, at: str, conversation: Conversation) -> tuple[
         for name in ("summary", "content")
         for part in list_at(item.get(name), f"{at}.{name}")
     ]
+    for name in ("summary", "content"):
+        for part in list_at(item.get(name), f"{at}.{name}"):
+            note_rest(part, ("type", "text"), f"{at}.{name}[]", conversation)
     proof = text_at(item.get("encrypted_content"), f"{at}.encrypted_content")
     signature = proof.removeprefix(PROOF) if proof.startswith(PROOF) else ""
     return "assistant", Thinking("\n\n".join(texts), signature)
@@ -275,7 +294,8 @@ def _read_tool(tool: Fields, at: str) -> Tool:
     name = text_at(tool.get("name"), f"{at}.name")
     described = text_at(tool.get("description"), f"{at}.description")
     if kind == "custom":
-        return Tool(name, _with_grammar(described, tool.get("format")), INPUT_SCHEMA, at)
+        extra = rest_of(tool, frozenset(("type", "name", "description", "format")))
+        return Tool(name, _with_grammar(described, tool.get("format")), INPUT_SCHEMA, at, extra=extra)
     if kind != "function":
         return Tool("", "", None, at, extra=tool, opaque=str(kind))
     strict, schema = tool.get("strict"), tool.get("parameters")

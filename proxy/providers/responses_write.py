@@ -26,7 +26,6 @@ from proxy.providers.responses_read import FAMILY
 from proxy.providers.schema import is_strict
 
 _OPTIONS: Final = {
-    "max_tokens": "max_output_tokens",
     "metadata": "metadata",
     "prompt_cache_key": "prompt_cache_key",
     "prompt_cache_options": "prompt_cache_options",
@@ -58,6 +57,9 @@ def write_response(conversation: Conversation, form: Form) -> Encoding:
     temperature = draft.options.get("temperature")
     if temperature is not None and temperature.value == 1:
         draft.take("temperature")  # the default; models that reason refuse to be told even that
+    limit = draft.take_limit(form)
+    if limit is not None:
+        body["max_output_tokens"] = limit
     for name, field in _OPTIONS.items():
         if name in draft.options:
             body[field] = draft.take(name)
@@ -71,7 +73,7 @@ def write_response(conversation: Conversation, form: Form) -> Encoding:
 
 def _write_effort(conversation: Conversation, draft: Draft, form: Form, body: Fields) -> None:
     names = [draft.field_of(name) for name in ("effort", "thinking") if name in draft.options]
-    effort, thinking = draft.take("effort"), draft.take("thinking")
+    effort, thinking = draft.take("effort"), draft.take_thinking()
     reasoning: Fields = {} if effort is None else {"effort": effort}
     match thinking:
         case {"type": "enabled", "budget_tokens": int(budget)}:

@@ -100,6 +100,9 @@ class MemorySpool:
     def open_record(self, *_: object) -> None:
         self._spy.add("usage opened")
 
+    def demand_room(self) -> None:
+        """There is always room."""
+
     def close_record(self, _: UsageRecord) -> None:
         self._spy.add("usage closed")
 

@@ -77,7 +77,7 @@ LIBRARIES = {
 }
 
 # Rooms that decide and never wait.
-NO_ASYNCIO = ("errors", "clock", "protocol", "config", "telemetry", "policy", "accounting")
+NO_ASYNCIO = ("errors", "clock", "protocol", "config", "telemetry", "policy", "accounting", "providers")
 
 MODULES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 
@@ -178,6 +178,28 @@ def test_the_flight_room_knows_only_errors_and_time() -> None:
     }
 
     assert known == {"flight", "errors", "clock"}
+
+
+# Dialects of `providers/` -> what else they may know; `chat` is the form that OpenAI's, Mistral's and others' share.
+DIALECTS: dict[str, tuple[str, ...]] = {
+    "anthropic": (), "chat": (), "gemini": (), "mistral": ("chat",), "openai": ("chat",), "responses": (),
+}
+
+
+def test_a_dialect_knows_no_other_dialect() -> None:
+    """They meet in neutral words alone, so that a new one is written without a look at the others."""
+    wrong = []
+    for module in MODULES:
+        dialect = module.removeprefix("providers/").partition("_")[0].removesuffix(".py")
+        if room_of(module) != "providers" or dialect not in DIALECTS:
+            continue
+        for name, line in imports_of(module):
+            other = name.removeprefix("proxy.providers.").partition("_")[0]
+            known = (dialect, *DIALECTS[dialect])
+            if name.startswith("proxy.providers.") and other in DIALECTS and other not in known:
+                wrong.append(f"proxy/{module}:{line} imports {name}")
+
+    assert wrong == []
 
 
 def test_every_room_has_a_layer() -> None:

@@ -103,7 +103,7 @@ def meaning(conversation: Conversation) -> list[Any]:
 
 
 @given(messages=conversations(), streams=st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_a_conversation_means_the_same_in_every_dialect_and_back(messages: list[Fields], streams: bool) -> None:
     """Words, pictures, calls, their arguments and results, in order: nothing lost, nothing made up."""
     chat = PROVIDERS["openai"]
@@ -138,7 +138,7 @@ tools = st.lists(
     limit=st.integers(16, 4000),
     temperature=st.sampled_from([0, 0.25, 0.5, 0.75]),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_settings_come_back_from_anthropic_as_they_went(
     functions: list[Fields], choice: str, parallel: bool, stop: list[str], limit: int, temperature: float
 ) -> None:
@@ -195,7 +195,7 @@ def content(events: list[Event]) -> Any:
 
 
 @given(events=answers(), cuts=st.lists(st.integers(1, 400), min_size=1, max_size=8))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_an_answer_written_and_read_in_any_portions_is_the_same_answer(events: list[Event], cuts: list[int]) -> None:
     """Every writer's stream is understood by the reader of its dialect, and so is its whole body."""
     meant = content(events)
@@ -218,7 +218,7 @@ def test_an_answer_written_and_read_in_any_portions_is_the_same_answer(events: l
 
 
 @given(data=st.binary(max_size=300), cut=st.integers(0, 300), name=st.sampled_from(sorted(PROVIDERS)))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_no_bytes_of_an_upstream_bring_a_reader_down(data: bytes, cut: int, name: str) -> None:
     """Garbage ends in a fault, never in an exception or in an end."""
     reader = PROVIDERS[name].reader(ENCODING)
@@ -253,7 +253,7 @@ CASES = all_cases()
 
 
 @given(data=st.data())
-@settings(max_examples=2500, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_no_spoilt_answer_brings_a_reader_down(data: st.DataObject) -> None:
     """An upstream's mistake, anywhere in its answer, is never an exception of ours, for no caller."""
     case = data.draw(st.sampled_from(CASES))
@@ -275,7 +275,7 @@ def test_no_spoilt_answer_brings_a_reader_down(data: st.DataObject) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=2500, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_no_spoilt_request_is_more_than_refused(data: st.DataObject) -> None:
     """A caller's mistake, anywhere in its request, is a 400 that names a field, never a bug."""
     caller, field = data.draw(st.sampled_from(sorted(SAMPLES)))

@@ -11,10 +11,11 @@ from collections.abc import Iterable
 from io import BytesIO
 from tempfile import TemporaryDirectory
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 from proxy.app import App
 from proxy.clock import Clock
-from proxy.config.settings import load_settings
+from proxy.config.settings import SETTINGS, Settings, load_settings
 from proxy.telemetry.log import Logging, configure_logging
 from tests.fakes.client import RawClient, RawResponse
 from tests.fakes.gates import wait_until
@@ -70,6 +71,17 @@ def as_bytes(events: Iterable[object]) -> bytes:
     return b"".join(make_event(event) for event in events)
 
 
+_LEAST_SECRET = 12
+"""Shorter ones stand in words by chance."""
+
+
+def secrets_of(settings: Settings) -> set[str]:
+    """The settings that are secret; of URLs the password."""
+    values = {str(getattr(settings, row.name)) for row in SETTINGS if row.secret}
+    values = {(urlsplit(value).password or "") if "://" in value else value for value in values}
+    return {value for value in values if len(value) >= _LEAST_SECRET}
+
+
 class Stage:
     """One proxy, one upstream, any number of clients. Use as an asynchronous context manager."""
 
@@ -83,6 +95,8 @@ class Stage:
         self.upstream = ScriptedUpstream()
         self.log_output = BytesIO()
         self.clients: list[RawClient] = []
+        self.secrets: set[str] = set()
+        """What nobody may read in the log or the metrics: credentials of clients, and what is set as a secret."""
         self.app: App
         self._logging: Logging
 
@@ -101,6 +115,7 @@ class Stage:
             **self._settings,
         }
         settings = load_settings(self._env, flags).settings
+        self.secrets |= secrets_of(settings)
         self._logging = configure_logging(settings.log_level, "json", self.log_output)
         self.app = App(settings, env=self._env, logging=self._logging, clock=self._clock)
         await self.app.start()
@@ -113,6 +128,13 @@ class Stage:
         await self.upstream.close()
         self._logging.close()
         self._state_dir.cleanup()
+        self.keeps_secrets()
+
+    def keeps_secrets(self) -> None:
+        """No secret is in the log or in the metrics; held against every scene."""
+        said = self.log_output.getvalue() + self.app.metrics.render(["text/plain"])[0]
+        told = [secret[:4] + "…" for secret in self.secrets if secret.encode("utf-8", "surrogateescape") in said]
+        assert told == [], "the log or the metrics tell secrets"
 
     # -- clients --------------------------------------------------------------------------------------------------
 
@@ -135,6 +157,8 @@ class Stage:
         """Send a request on a connection of its own (or on ``client``) and read nothing yet."""
         client = client or await self.client()
         credential = [("authorization", f"Bearer {key}")] if key is not None else []
+        if key is not None and len(key) >= _LEAST_SECRET:
+            self.secrets.add(key)
         payload = b"" if body is None and method in ("GET", "DELETE", "HEAD") else chat() if body is None else body
         return await client.start(method, path, [*credential, *headers], payload)
 

@@ -131,3 +131,29 @@ async def test_nobody_is_refused_while_there_is_room(stage: Stage) -> None:
 
     assert {(await response.read_end()).status for response in responses} == {200}
     assert sum(stage.app.gate.refused.values()) == 0
+
+
+async def test_a_refused_client_is_not_read_before_its_time_where_refusing_has_become_a_burden(stage: Stage) -> None:
+    """What it asks meanwhile waits for the time it was told, and is then served."""
+    limit(stage, Level.HEADS)
+    stage.app.gate._refusing_s = 1e9
+    client = await stage.client()
+    await (await stage.ask(chat("hasty"), client=client)).read_end()
+    limit(stage, Level.OPEN)
+    stage.app.gate._refusing_s = 0.0
+    hasty = await stage.ask(chat("hasty"), client=client)
+    other = await stage.ask(chat("other"))
+    call = await stage.upstream.next_call()
+    assert b"other" in call.body
+    assert stage.upstream.calls == 1
+
+    stage.app.clock.advance(2.5)  # type: ignore[attr-defined]  # it is frozen
+    second = await stage.upstream.next_call()
+    for each in (call, second):
+        await each.answer_json(completion())
+    for response in (hasty, other):
+        await response.read_end()
+
+    assert b"hasty" in second.body
+    assert hasty.status == other.status == 200
+    assert stage.app.gate.held == 1

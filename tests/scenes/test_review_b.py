@@ -7,18 +7,26 @@ budget is spent by every call that was made in its name.
 from __future__ import annotations
 
 import asyncio
+import gc
+import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from proxy.accounting.record import UsageRecord
 from proxy.accounting.spool import Spool
 from proxy.books import Books
+from proxy.config.keys import Allowance, Budget, Limits
+from proxy.edge.body import PaceGuard
+from proxy.errors import Kind, ProxyError
 from proxy.exchange import Exchange
+from proxy.flight.subscription import Subscription
 from proxy.upstream.wire import WireConnection
+from proxy.usage_row import make_row
 from tests.fakes.client import RawClient
-from tests.fakes.gates import run_ticks, wait_until
-from tests.scenes.stage import CHAT, Stage, as_bytes, chat, completion, delta, stream_events
+from tests.fakes.gates import Gate, run_ticks, wait_until
+from tests.scenes.stage import CHAT, Stage, as_bytes, chat, completion, delta
 from tests.scenes.test_keys import make_key, make_stage
 
 EVENTS = ("content-type", "text/event-stream")
@@ -96,8 +104,6 @@ async def test_one_that_lost_patience_before_the_answer_has_no_part_in_its_price
         (_, first), (_, second) = await sit_down(stage, keys)
         flight = next(iter(stage.app.table.live))
         _, late = flight.subscribers
-        from proxy.errors import Kind, ProxyError
-
         late.eject(ProxyError(Kind.PATIENCE, "Too late."))
         assert (await second.read_end()).status >= 500
         await (await stage.upstream.next_call()).answer_json(completion("a", 1000, 1000))
@@ -176,6 +182,73 @@ async def test_a_call_that_everybody_left_before_its_head_is_spent_from_the_budg
         assert purse.pot.spent == charged(rows)
 
 
+@pytest.mark.parametrize("change", ["comes", "goes"])
+async def test_a_budget_that_changes_while_one_waits_for_another_costs_nothing(change: str) -> None:
+    """The key is given a budget, or loses it, while its request waits for the team's money: it goes on, and every
+    place and every cent comes back."""
+    async with make_stage() as stage:
+        stage.upstream.respond_with(lambda call: call.answer_json(completion()))
+        vault, gate = stage.app.vault, Gate()
+        budget = Budget(10**14, "total")
+        vault.limiter.set_allowances([Allowance("team", "acme/red", Limits(), budget, version=1)])
+        form: dict[str, Any] = {"budget": "100/total"} if change == "goes" else {}
+        issued = await make_key(stage, tenant="acme", team="red", limits={"concurrent": 9}, **form)
+        lease: Any = vault.store.lease
+
+        async def lease_later(account: str, *arguments: Any, **options: Any) -> Any:
+            if account.startswith("team:"):
+                await gate.wait()
+            return await lease(account, *arguments, **options)
+
+        vault.store.lease = lease_later  # type: ignore[method-assign]
+        first = await stage.ask(chat("1"), key=issued.token)
+        await gate.reached()
+        held = next(iter(vault.ring._held.values()))
+        other = budget if change == "comes" else None
+        vault.ring.apply(msgspec.structs.replace(held.record, budget=other, version=held.record.version + 1))
+        second = await stage.ask(chat("2"), key=issued.token)
+        await wait_until(lambda: len(stage.app.pipeline._waiting) == 2, "both wait")
+        gate.open()
+
+        assert [(await response.read_end()).status for response in (first, second)] == [200, 200]
+        await stage.at_rest()
+        assert vault.limiter.describe()["running"] == 0
+        assert vault.leases.reserved_picodollars == 0
+
+
+async def test_under_strict_a_refused_request_takes_no_room_of_those_that_run(
+    rows: list[UsageRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was not admitted: it has no row, and what it had reserved is free."""
+    async with make_stage(spool_policy="strict") as stage:
+        issued = await make_key(stage, limits={"concurrent": 1})
+        monkeypatch.setattr(Spool, "_has_room", lambda _: False)
+        for _ in range(2):
+            assert (await (await stage.ask(chat(), key=issued.token)).read_end()).status == 503
+        await stage.at_rest()
+
+        assert rows == []
+        assert stage.app.vault.limiter.describe()["running"] == 0
+
+
+async def test_under_strict_a_hit_needs_room_for_its_row_as_well(
+    rows: list[UsageRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row that cannot be kept is no less lost for being cheap."""
+    cached = [("x-sameflight-cache", "on")]
+    async with make_stage(spool_policy="strict") as stage:
+        stage.upstream.respond_with(lambda call: call.answer_json(completion()))
+        issued = await make_key(stage)
+        for _ in range(2):
+            assert (await (await stage.ask(chat(), key=issued.token, headers=cached)).read_end()).status == 200
+        assert [row.role for row in rows] == ["leader", "hit"]
+        monkeypatch.setattr(Spool, "_has_room", lambda _: False)
+        assert (await (await stage.ask(chat(), key=issued.token, headers=cached)).read_end()).status == 503
+        await stage.at_rest()
+
+        assert len(rows) == 2
+
+
 # -- faults in the books ---------------------------------------------------------------------------------------------
 
 
@@ -204,7 +277,6 @@ async def test_a_line_that_cannot_be_written_takes_no_other_with_it(monkeypatch:
 
 async def test_an_account_that_fails_gives_back_what_was_reserved(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else each fault would take one of the concurrent requests for ever."""
-    from proxy import books
 
     def fail(*_: object) -> None:
         raise RuntimeError("no row")
@@ -212,7 +284,7 @@ async def test_an_account_that_fails_gives_back_what_was_reserved(monkeypatch: p
     async with make_stage() as stage:
         stage.upstream.respond_with(lambda call: call.answer_json(completion()))
         issued = await make_key(stage, limits={"concurrent": 1})
-        monkeypatch.setattr(books, "make_row", fail)
+        monkeypatch.setattr("proxy.books.make_row", fail)
         assert (await (await stage.ask(chat(), key=issued.token)).read_end()).status == 200
         monkeypatch.undo()
         assert (await (await stage.ask(chat("again"), key=issued.token)).read_end()).status == 200
@@ -225,9 +297,6 @@ async def test_an_account_that_fails_at_the_end_of_a_flight_leaves_the_others_th
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Those who wait for the price of one call are settled one by one."""
-    from proxy import books
-
-    make_row: Any = books.make_row
     spoiled: list[object] = []
 
     def make_or_fail(exchange: Exchange, *rest: Any) -> Any:
@@ -239,7 +308,7 @@ async def test_an_account_that_fails_at_the_end_of_a_flight_leaves_the_others_th
     async with make_stage() as stage:
         keys = await make_keys(stage, 3, charge="split", limits={"concurrent": 1})
         seats = await sit_down(stage, keys)
-        monkeypatch.setattr(books, "make_row", make_or_fail)
+        monkeypatch.setattr("proxy.books.make_row", make_or_fail)
         await (await stage.upstream.next_call()).answer_json(completion())
         for _, response in seats:
             await response.read_end()
@@ -306,6 +375,30 @@ async def test_an_answer_that_is_given_up_with_its_last_byte_is_no_fault() -> No
         assert stage.app.metrics.last_bug == ""
 
 
+@pytest.mark.parametrize("charge", ["first", "split", "each"])
+async def test_one_that_goes_before_its_flight_has_begun_is_accounted_all_the_same(
+    rows: list[UsageRecord], monkeypatch: pytest.MonkeyPatch, charge: str
+) -> None:
+    """The task that was to fill it never ran, so nobody will ever book that flight."""
+    start = Subscription.start
+
+    def start_and_go(self: Subscription) -> None:
+        start(self)
+        self.eject(ProxyError(Kind.SLOW_READER, "Go.", why="test"))
+
+    monkeypatch.setattr(Subscription, "start", start_and_go)
+    async with make_stage() as stage:
+        [key] = await make_keys(stage, 1, charge=charge, limits={"concurrent": 1}, budget="100/total")
+        response = await stage.ask(chat(stream=True), key=key)
+        assert (await response.read_end()).status >= 400
+        await stage.at_rest()
+
+        assert len(rows) == 1
+        assert stage.app.vault.limiter.describe()["running"] == 0
+        assert stage.app.vault.leases.reserved_picodollars == 0
+        assert stage.app.books._pledges == {}
+
+
 # -- what is left behind ---------------------------------------------------------------------------------------------
 
 
@@ -327,17 +420,12 @@ async def test_an_upload_that_was_answered_early_leaves_no_deadline_behind(stage
     await client.close()
     await stage.at_rest()
     await wait_until(lambda: not stage.app.server.clients, "the connection is gone")
-    stage.app.transport.wire.close  # noqa: B018
 
     assert armed(stage) <= before
 
 
 def armed(stage: Stage) -> int:
     """Deadlines of uploads that are still watched."""
-    import gc
-
-    from proxy.edge.body import PaceGuard
-
     return sum(1 for each in gc.get_objects() if isinstance(each, PaceGuard) and each._deadline is not None)
 
 
@@ -355,5 +443,25 @@ async def test_a_request_that_the_end_of_the_process_cuts_off_has_its_line() -> 
     assert len(stage._lines()) == 1
 
 
-def test_streams_are_used() -> None:
-    assert stream_events("a")
+# -- keys that change under a request --------------------------------------------------------------------------------
+
+
+async def test_a_key_that_is_revoked_while_a_body_comes_lets_nothing_through() -> None:
+    """A body may take a minute; what counts is whether the key is good when the request begins."""
+    async with make_stage() as stage:
+        stage.upstream.respond_with(lambda call: call.answer_json(completion()))
+        issued = await make_key(stage)
+        client = await stage.client()
+        body = json.dumps(chat()).encode()
+        await client.send(
+            b"POST %b HTTP/1.1\r\nhost: x\r\nauthorization: Bearer %b\r\ncontent-type: application/json\r\n"
+            b"content-length: %d\r\n\r\n%b" % (CHAT.encode(), issued.token.encode(), len(body), body[:5])
+        )
+        response = client.expect("POST")
+        await wait_until(lambda: stage.app.server.running == 1, "it has begun")
+        await stage.app.vault.issuer.revoke(issued.record.id)
+        await client.send(body[5:])
+
+        assert (await response.read_end()).status == 401
+        assert stage.upstream.calls == 0
+        await stage.at_rest()

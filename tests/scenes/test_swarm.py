@@ -439,7 +439,7 @@ async def fly(seed: int, habits: Habits, limit_s: float) -> None:
         assert habits.meets(stage) > 0
         assert table.watchdog == 0
         assert app.runner.bugs == 0
-    assert open_files() == before
+    assert open_files() <= before  # fewer, where an earlier test's last thread has ended meanwhile
 
 
 def flights_of_more_than_64(stage: Stage) -> float:

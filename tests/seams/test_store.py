@@ -379,6 +379,7 @@ async def test_leases_that_nobody_extends_expire(store: Store, set_time: Callabl
     await take(store, 100, lasts_s=5.0, holder=OTHER_HOLDER)
     set_time(NOON + 7)
     assert await store.expired_leases() == [(ACCOUNT, TODAY, OTHER_HOLDER)]
+    assert [holder for *_, holder in await store.expired_leases(60.0)] == [OTHER_HOLDER, HOLDER, HOLDER]
 
     await take(store, 0, lasts_s=10.0)
     set_time(NOON + 12)

@@ -284,24 +284,31 @@ def test_an_upstreams_refusal_is_raised_as_the_sdks_own_kind(
                 anthropic_sdk(gateway).messages.create(model="m", max_tokens=9, messages=ASK, stream=streams)
 
 
+def read_chat(body: bytes, read: list[str]) -> None:
+    sdk = openai_sdk(Gateway("anthropic", canned=(200, body)))
+    for chunk in sdk.chat.completions.create(model="m", messages=ASK, stream=True):
+        read += [choice.delta.content or "" for choice in chunk.choices]
+
+
+def read_messages(body: bytes, read: list[str]) -> None:
+    sdk = anthropic_sdk(Gateway("openai", canned=(200, body)))
+    for event in sdk.messages.create(model="m", max_tokens=9, messages=ASK, stream=True):
+        if event.type == "content_block_delta" and event.delta.type == "text_delta":
+            read.append(event.delta.text)
+
+
 def test_a_fault_in_a_stream_is_raised_behind_what_was_said() -> None:
     """Both SDKs, each with the other's model; a stream that only stops short is raised as well."""
-    for body in ((HERE / "anthropic" / "error.sse").read_bytes(), Case("anthropic", "text").stream[:-200]):
-        read: list[str] = []
-        with pytest.raises(openai.APIError):
-            for chunk in openai_sdk(Gateway("anthropic", canned=(200, body))).chat.completions.create(
-                model="m", messages=ASK, stream=True
-            ):
-                read += [choice.delta.content or "" for choice in chunk.choices]
-        assert any(read)
-    for body in ((HERE / "openai" / "error.sse").read_bytes(), Case("openai", "text").stream[:-900]):
-        events = []
-        with pytest.raises(anthropic.APIError):
-            for event in anthropic_sdk(Gateway("openai", canned=(200, body))).messages.create(
-                model="m", max_tokens=9, messages=ASK, stream=True
-            ):
-                events.append(event.type)
-        assert "content_block_delta" in events
+    for vendor, read_all, kind in (
+        ("anthropic", read_chat, openai.APIError),
+        ("openai", read_messages, anthropic.APIError),
+    ):
+        short, _, _ = Case(vendor, "text").stream.rpartition("🌍".encode())
+        for body in ((HERE / vendor / "error.sse").read_bytes(), short):
+            read: list[str] = []
+            with pytest.raises(kind):
+                read_all(body, read)
+            assert any(read)
 
 
 def test_a_field_without_translation_is_a_bad_request_to_the_sdk() -> None:

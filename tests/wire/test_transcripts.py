@@ -93,7 +93,7 @@ def test_a_stream_cut_anywhere_is_read_the_same(target: str) -> None:
     """No read boundary changes what is read, inside a character, an escape or a line end."""
     stream = Case(target, "tools").stream
     expected = events_of_stream(target, [stream])
-    step = max(1, len(stream) // 1500)
+    step = max(1, len(stream) // 700)
 
     for at in range(1, len(stream), step):
         assert events_of_stream(target, [stream[:at], stream[at:]]) == expected, at
@@ -180,6 +180,55 @@ def test_text_arrives_letter_for_letter(target: str) -> None:
         answer = fold(events_of_stream(caller, [stream]))
         assert answer.choices[0].text_of("text") == GREETING
         assert answer.choices[0].finish.reason is Reason.STOP
+
+
+def parsed(stream: bytes) -> list[tuple[str, Any]]:
+    """Name and data of each event of a stream of ours."""
+    events = []
+    for text in stream.removesuffix(b"\n\n").split(b"\n\n"):
+        *name, data = text.split(b"\n")
+        said = data.removeprefix(b"data: ")
+        events.append(
+            (b"".join(name).removeprefix(b"event: ").decode(), None if said == b"[DONE]" else orjson.loads(said))
+        )
+    return events
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_blocks_of_a_message_are_begun_filled_and_closed_one_after_the_other(case: Case) -> None:
+    """Clients act on a block when it is closed, and drop events whose name is not their type."""
+    told = parsed(decode(translation("anthropic", case.target).decoder(), case.stream, 50))
+    names = [name for name, _ in told]
+    blocks = [(name, data["index"]) for name, data in told if name.startswith("content_block")]
+    order = list(dict.fromkeys(index for _, index in blocks))
+
+    assert [data["type"] for _, data in told] == names
+    assert names[0] == "message_start"
+    assert names[-2:] == ["message_delta", "message_stop"]
+    assert order == list(range(len(order)))
+    for index in order:
+        inside = [name for name, at in blocks if at == index]
+        assert inside[0] == "content_block_start"
+        assert inside[-1] == "content_block_stop"
+        assert set(inside[1:-1]) <= {"content_block_delta"}
+    assert [at for _, at in blocks] == sorted(at for _, at in blocks)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_chunks_of_a_completion_share_one_head_and_begin_with_the_role(case: Case) -> None:
+    """Clients merge them by id and index."""
+    told = [data for _, data in parsed(decode(translation("openai", case.target).decoder(7), case.stream, 50))]
+    *chunks, done = told
+    choices = [choice for chunk in chunks for choice in chunk["choices"]]
+    calls = [call for choice in choices for call in choice["delta"].get("tool_calls", ())]
+
+    assert done is None
+    assert len({(chunk["id"], chunk["created"], chunk["model"], chunk["object"]) for chunk in chunks}) == 1
+    assert [at for at, choice in enumerate(choices) if "role" in choice["delta"]] == [0]
+    assert [at for at, choice in enumerate(choices) if choice["finish_reason"]] == [len(choices) - 1]
+    assert [call["index"] for call in calls if "id" in call] == sorted({call["index"] for call in calls})
+    assert [bool(chunk["usage"]) for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+    assert chunks[-1]["choices"] == []
 
 
 FINISHES = re.compile(rb'finish_?[rR]eason":"|"message_delta"|response\.(?:completed|incomplete)|blockReason')

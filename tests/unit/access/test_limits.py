@@ -596,3 +596,55 @@ def test_what_has_drained_is_not_given_back() -> None:
     assert bucket.remaining(200.0) == 30
     bucket.amend(200.0, 2, 10)
     assert bucket.remaining(200.0) == 40
+
+
+async def test_a_store_that_hangs_is_not_taken_for_a_budget_that_is_spent(bench: Bench) -> None:
+    """Nothing was heard when the wait is over: 503, not 402; and the next one is told at once."""
+    record = key(budget=Budget(1_000))
+    bench.store.gate.clear()
+    work = bench.start(record, 10)
+    await turns()
+    await bench.pass_time(2.1)
+    assert (await refused(work)).kind is Kind.BUDGET_UNAVAILABLE
+    assert (await refused(bench.start(record, 10))).kind is Kind.BUDGET_UNAVAILABLE
+    assert bench.leases.waiting == 0
+    bench.store.gate.set()
+    await bench.pass_time(1.5)
+    (await bench.reserve(record, 10)).settle(0, 10)
+
+
+async def test_where_the_operator_wants_that_a_store_that_hangs_holds_up_the_first_request_alone(
+    frozen_clock: FrozenClock,
+) -> None:
+    """It waits as long as the settings say; whoever comes behind it passes without a wait and is charged later."""
+    bench = Bench(frozen_clock, allow_when_down=True)
+    record = key(budget=Budget(1_000))
+    bench.store.gate.clear()
+    first = bench.start(record, 10)
+    await turns()
+    await bench.pass_time(2.1)
+    assert isinstance(first, asyncio.Task)
+    (await first).settle(0, 10)
+    for _ in range(5):
+        work = bench.start(record, 10)
+        await asyncio.sleep(0)
+        assert isinstance(work, asyncio.Task)
+        assert work.done()
+        work.result().settle(0, 10)
+    assert bench.leases.unchecked == 6
+    bench.store.gate.set()
+    await bench.pass_time(1.5)
+    await bench.reserve(record, 10)
+    await bench.pass_time(1.5)
+    assert bench.store.total("key:key_1")[0] == 60
+
+
+def test_a_refused_request_is_told_the_limits_that_refused_it(limiter: Limiter) -> None:
+    """It holds nothing of them."""
+    record = key(Limits(requests_per_minute=1))
+    reserve(limiter, record)
+    refusal(limiter, record)
+    told = limiter.refused_reservation(limiter.ties(record))
+    told.settle(1, 1)
+    assert b"x-ratelimit-remaining-requests: 0\r\n" in told.header_lines()
+    assert limiter.describe()["running"] == 1

@@ -46,6 +46,7 @@ class NotingPipeline:
         self.bugs: list[str] = []
         self.refusal: ProxyError | None = None
         self.books = self
+        self.gate = None
         self.waits: asyncio.Future[None] | None = None
         self.silent = False
         """Answers nothing by itself."""

@@ -6,6 +6,7 @@ from email.utils import parsedate_to_datetime
 
 import pytest
 
+from proxy.access.limits_reservation import Reservation
 from proxy.accounting.report import Report
 from proxy.edge.respond import STATUS_LINES, DateLine, answer_head, exchange_lines, is_bodyless
 from proxy.exchange import Exchange
@@ -119,3 +120,31 @@ def test_a_head_is_everybodys_lines_the_leaders_the_exchanges_and_the_framing(le
     assert (b"x-leader: 2" in lines) is leads
     assert lines[-3:] == [b"content-length: 0", b"", b""]
     assert made.count(b"\r\n\r\n") == 1
+
+
+class Told(Reservation):
+    """A reservation with lines of its own."""
+
+    def header_lines(self) -> bytes:
+        return b"x-ratelimit-limit-requests: 5\r\n"
+
+
+@pytest.mark.parametrize("leads", [True, False])
+@pytest.mark.parametrize("streams", [True, False])
+def test_a_caller_with_limits_of_its_own_is_not_told_the_upstreams(leads: bool, streams: bool) -> None:
+    """Whether they stand with the leader's lines or, in an answer for one caller, with everybody's."""
+    shared = [(b"x-all", b"1"), (b"anthropic-ratelimit-tokens-limit", b"9"), (b"retry-after", b"7")]
+    leader = [(b"x-ratelimit-limit-requests", b"9"), (b"openai-processing-ms", b"3")]
+    head = AnswerHead(429, shared, leader, streams=streams)
+    made = exchange()
+    made.reservation = Told(FrozenClock(), (), 0, 0, 0, [])
+    lines = answer_head(made, head, b"", date=b"", leads=leads, now=1000.0).split(b"\r\n")
+
+    assert lines.count(b"x-ratelimit-limit-requests: 5") == 1
+    assert b"x-ratelimit-limit-requests: 9" not in lines
+    assert (b"openai-processing-ms: 3" in lines) is leads
+    assert lines.count(b"x-all: 1") == 1
+    assert sum(line.startswith(b"retry-after:") for line in lines) == 1
+    if leads:
+        assert b"anthropic-ratelimit-tokens-limit: 9" not in lines
+    assert (b"x-accel-buffering: no" in lines) is streams

@@ -453,3 +453,18 @@ def test_a_stream_asks_for_its_usage() -> None:
 
     assert body["stream"] is True
     assert body["stream_options"] == {"include_usage": True}
+
+
+def test_names_that_a_caller_invents_are_fit_for_a_header() -> None:
+    """They are told in one; neither a line end nor a megabyte gets into it."""
+    encoding = encode({"a\r\nset-cookie: x": 1, "é,": 1, "z" * 1000: 1})
+
+    assert encoding.reported == ("a??set-cookie??x", "??", "z" * 100)
+
+
+def test_a_refusal_does_not_repeat_a_callers_megabyte() -> None:
+    """The word that was not understood is told as far as it helps."""
+    with pytest.raises(ProxyError) as refusal:
+        encode({"messages": [{"role": "user", "content": [{"type": "x" * 100_000}]}]})
+
+    assert len(refusal.value.public) < 300

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 
 from proxy.errors import Kind, ProxyError
@@ -95,3 +98,67 @@ def test_every_column_is_a_kind_of_provider() -> None:
     """The table names what exists; Azure is as OpenAI."""
     assert set(TARGETS) | {"azure"} == set(KINDS)
     assert [kind.name for kind in KINDS.values()] == list(KINDS)
+
+
+# Members whose contents are data of the caller, and not of the dialect.
+DATA = frozenset(
+    ("parameters", "input_schema", "schema", "parametersJsonSchema", "responseSchema", "args", "response", "input",
+     "logit_bias", "metadata", "labels")
+)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where every object of the dialect stands in a request."""
+    if isinstance(value, dict):
+        yield path
+        for name, inner in value.items():
+            if name not in DATA or isinstance(inner, list):
+                yield from places(inner, (*path, name))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from places(inner, (*path, index))
+
+
+def with_news(value: Any, path: tuple[Any, ...]) -> Any:
+    """The request with a member that nobody knows, at ``path``."""
+    if not path:
+        return {**value, "zzNews": 1}
+    copy: Any = dict(value) if isinstance(value, dict) else list(value)
+    copy[path[0]] = with_news(copy[path[0]], path[1:])
+    return copy
+
+
+# A tool that the caller's own choice excludes is not sent where a list cannot be narrowed otherwise.
+UNSENT = {"tool_choice allowed_tools": ("tools", 1)}
+
+
+def left_out_whole(path: tuple[Any, ...], reported: tuple[str, ...]) -> bool:
+    """Whether what stands at ``path`` was already reported as a whole, or something around it."""
+    name = ""
+    for step in path:
+        name += "[]" if isinstance(step, int) else f".{step}" if name else step
+        if name in reported:
+            return True
+    return False
+
+
+@pytest.mark.parametrize(("caller", "field"), SAMPLES, ids=lambda name: name)
+def test_no_unknown_member_is_dropped_silently_wherever_it_stands(caller: str, field: str) -> None:
+    """A vendor adds members every month: each is sent on, told, or refused with the field it stands in."""
+    base = {**BASE[caller], **SAMPLES[caller, field]}
+    silent = []
+    for path in places(base):
+        fields = with_news(base, path)
+        for target in TARGETS:
+            if PROVIDERS[target].wire == PROVIDERS[caller].wire:
+                continue
+            try:
+                encoding = translate(PROVIDERS[caller], PROVIDERS[target], fields, Form(MODELS[target])).encoding
+            except ProxyError:
+                continue
+            plain = translate(PROVIDERS[caller], PROVIDERS[target], base, Form(MODELS[target])).encoding
+            told = b"zzNews" in encoding.body or not set(encoding.reported) <= set(plain.reported)
+            if not told and not left_out_whole(path, plain.reported) and path[:2] != UNSENT.get(field):
+                silent.append((path, target))
+
+    assert silent == [], silent

@@ -76,8 +76,8 @@ def test_ids_of_tool_calls_become_nine_letters_for_mistral() -> None:
 
 
 def test_short_ids_of_many_calls_differ() -> None:
-    """53 bits and more; a hundred thousand of them do not meet."""
-    assert len({short_id(f"call_{number}") for number in range(100_000)}) == 100_000
+    """53 bits and more; twenty thousand of them do not meet."""
+    assert len({short_id(f"call_{number}") for number in range(20_000)}) == 20_000
 
 
 def test_thoughts_and_documents_stand_in_the_content_for_mistral() -> None:
@@ -246,3 +246,66 @@ def test_a_caller_who_did_not_ask_for_usage_is_not_sent_any() -> None:
         assert (b'"prompt_tokens":1' in end) == wants
         assert end.endswith(DONE)
         assert b'"created":9' in head
+
+
+def test_a_limit_beyond_the_model_is_lowered_and_told() -> None:
+    """Agents ask for what their own vendor's models give."""
+    form = Form("m", most_tokens=100)
+    for name in ("anthropic", "mistral", "gemini", "responses"):
+        fields = {"messages": ASK, "max_tokens": 32_000}
+        encoding = translate(PROVIDERS["openai"], PROVIDERS[name], fields, form).encoding
+        assert b":100" in encoding.body
+        assert b"32000" not in encoding.body
+        assert encoding.reported == ("max_tokens",)
+
+
+def test_the_name_of_a_speaker_is_not_sent_to_mistral() -> None:
+    """It refuses messages that have one."""
+    encoding = encode("mistral", {"messages": [{"role": "user", "content": "q", "name": "n", "x": 1}]})
+
+    assert orjson.loads(encoding.body)["messages"] == [{"role": "user", "content": "q", "x": 1}]
+    assert encoding.reported == ("messages[].name",)
+
+
+@pytest.mark.parametrize("target", ["openai", "anthropic", "responses"])
+def test_an_end_without_a_beginning_is_a_fault(target: str) -> None:
+    """An empty success would be booked, cached and believed."""
+    ends = {
+        "openai": DONE,
+        "anthropic": b'data: {"type":"message_stop"}\n\n',
+        "responses": b'data: {"type":"response.completed"}\n\n',
+    }
+    events = PROVIDERS[target].reader(ENCODING).feed(ends[target])
+
+    assert [type(event) for event in events] == [Fault]
+
+
+def test_an_end_without_a_reason_is_a_plain_stop() -> None:
+    """Some servers say `[DONE]` and nothing else; what they said before it was said."""
+    assert read(chunk({"content": "a"}), DONE)[-2:] == [Finish(Reason.STOP), End()]
+
+
+def test_a_refusal_that_ends_like_an_answer_is_a_refusal_to_anthropics_callers() -> None:
+    """OpenAI says `stop` behind one; their SDKs look at the reason alone."""
+    asked = Asked({}, True)
+    events = read(chunk({"refusal": "no"}), chunk({}, "stop"), DONE)
+    writer = PROVIDERS["anthropic"].writer(asked)
+    stream = b"".join([writer.write(event) for event in events])
+
+    assert b'"stop_reason":"refusal"' in stream
+    assert orjson.loads(PROVIDERS["anthropic"].body_of(events, asked))["stop_reason"] == "refusal"
+
+
+def test_arguments_of_any_depth_bring_nobody_down() -> None:
+    """JSON that is too deep to be written again is text; an event that is, is no event."""
+    deep = '{"a":' * 300 + "1" + "}" * 300
+    calls = [{"id": "c", "type": "function", "function": {"name": "f", "arguments": deep}}]
+    result = {"role": "tool", "tool_call_id": "c", "content": "r"}
+    messages = [*ASK, {"role": "assistant", "tool_calls": calls}, result]
+    for name in ("anthropic", "gemini", "responses", "mistral"):
+        assert encode(name, {"messages": messages}).body
+    events = read(chunk(call(index=0, id="a", function={"name": "f", "arguments": deep})), chunk({}, "stop"), DONE)
+    for name in ("anthropic", "gemini", "responses", "openai"):
+        assert deep[:50] in PROVIDERS[name].body_of(events, Asked({}, False)).decode().replace("\\", "")
+
+    assert isinstance(read(b"data: " + deep.encode() + b"\n\n")[-1], Fault)

@@ -203,7 +203,7 @@ class Planner:
 
 
 def _asks_usage(terms: Terms, call: Call | None, body: bytes | None) -> bool:
-    """Whether counts are asked for on the caller's behalf; not in a body that came encoded, which is sent as it is."""
+    """Whether counts are asked for on the caller's behalf; not in an encoded body, which is sent as it came."""
     located = terms.located
     ours = located.route.name in ASKABLE and located.dialect is Dialect.OPENAI
     return ours and call is not None and call.body is body and is_askable(call)

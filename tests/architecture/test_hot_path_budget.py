@@ -117,7 +117,9 @@ class MemoryTransport:
         self.busy = False
         self.calls = 0
 
-    def start(self, request: UpstreamRequest, receiver: Receiver, patience: Patience, over: Over) -> MemoryCall | None:
+    def start(
+        self, request: UpstreamRequest, receiver: Receiver, patience: Patience, over: Over
+    ) -> MemoryCall | None:
         if self.busy:
             return None
         self._begin(receiver)

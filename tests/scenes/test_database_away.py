@@ -131,7 +131,7 @@ async def outlast(
         assert vault.spool.dropped == 0
         assert [each for each in crowd.ids if there[each] != 1] == []
         assert len(there) == len(crowd.ids)
-        rich = [row for row in await _costs(url, keys[1].record.id)]
+        rich = list(await _costs(url, keys[1].record.id))
         assert spent == sum(rich) == len(rich) * price
         assert crowd.longest_s < 10.0  # nobody waited for the database; a busy machine is not what is tested
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import pytest
 
@@ -24,7 +25,7 @@ def read(stream: bytes, *cuts: int) -> bytes:
     """What a caller reads of a stream that came in these portions."""
     filter_ = UsageFilter()
     edges = [0, *cuts, len(stream)]
-    seen = b"".join(filter_.feed(stream[one:other]) for one, other in zip(edges, edges[1:], strict=False))
+    seen = b"".join(filter_.feed(stream[one:other]) for one, other in pairwise(edges))
     return seen + filter_.rest()
 
 

@@ -418,6 +418,7 @@ class BudgetLeases:
                 if tasks:
                     await asyncio.wait(tasks)
                 for purse in self._purses.values():
+                    purse.pot.give_back(max(0, purse.pot.free))  # what came while the talkers were waited for
                     for pot in (*purse.old, purse.pot):
                         await self._tell(pot)
         except (StoreError, TimeoutError):

@@ -247,8 +247,9 @@ class Field:
         assert len(rows) <= self.asked - sum(self.refused.values()), "more rows than requests"
         others = Counter(row.outcome for row in rows if row.request_id not in self.finished)
         assert {row.key_id for row in rows} == {KEY_ID}
-        assert await self.spent() == (sum(row.cost_picodollars for row in rows), 0)
-        assert self.errors == ""
+        books, billed = await self.spent(), sum(row.cost_picodollars for row in rows)
+        assert books == (billed, 0), f"the budget says {books}, the rows {billed}"
+        assert self.errors == "", self.errors
         return {
             "asked": self.asked, "finished": len(ids), "broken": self.broken, "refused": dict(self.refused),
             "rows": len(rows), "other rows": dict(others),

@@ -449,6 +449,7 @@ async def test_a_unix_socket_that_somebody_listens_on_is_not_taken_away(tmp_path
             await second.__aenter__()
         await second.upstream.close()
         second._logging.close()
+        second._state_dir.cleanup()
         client = await RawClient.connect(unix_path=path)
         stage.clients.append(client)
 

@@ -243,6 +243,7 @@ async def _play(args: argparse.Namespace, screen: Screen, mock: MockUpstream, ap
             scenes.append(scene)
             screen.finish(_count(scene.calls, "call"), passed=scene.calls == part.calls)
     await _settled(app)
+    app.books.post()
     return evaluate(play.direct, scenes, app.metrics)
 
 
@@ -278,6 +279,7 @@ def _count(number: int, thing: str) -> str:
 
 
 def _count_requests(app: App) -> int:
+    app.books.post()
     return int(sum(value for _, value in app.metrics.requests_total.rows()))
 
 

@@ -167,8 +167,9 @@ class App:
         if settings.revoke_ends_streams:
             self.vault.ring.on_change = self._end_revoked
         self.resident = Resident()
+        self.relief = Relief(self.hot, self.gate, self.server)
         self.memory = MemoryWatch(
-            Relief(self.hot, self.gate, self.server),
+            self.relief,
             limit_bytes=settings.memory_limit_bytes,
             read_rss=self.resident.read,
             read_limit=read_cgroup_limit,

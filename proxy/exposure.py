@@ -98,6 +98,8 @@ def _expose_pressure(app: App) -> None:
     metrics.counter_from("accept_pauses_total", lambda: app.doors.pauses if app.doors is not None else 0)
     metrics.gauge_from("memory_limit_bytes", lambda: memory.limit_bytes)
     metrics.gauge_from("memory_step", lambda: int(memory.step))
+    metrics.counter_from("memory_relief_total", lambda: app.relief.closed, "connections")
+    metrics.counter_from("memory_relief_total", lambda: app.relief.dropped, "answers")
     metrics.gauge_from("tasks", lambda: len(asyncio.all_tasks()))
 
 

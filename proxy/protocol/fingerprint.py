@@ -1,7 +1,7 @@
 """What makes two requests the same: a keyed 256-bit hash over every input of the upstream request.
 
 The law: the upstream request is a pure function of its key. So each input of a request is declared in ``FIELDS``,
-IN (hashed) or OUT (with the reason why it cannot change the answer), and ``flight_key`` takes every IN field as a
+IN (hashed) or OUT (with the reason why it cannot change the answer), and the functions here take every IN field as a
 keyword without a default: adding an input forces a decision. The hash is BLAKE2b (RFC 7693) in keyed mode with a
 personalisation for each purpose; fields have a fixed order, a tag and a length in front, so that no two different
 tuples give the same text. The body comes last: what is left after fields of known lengths needs none of its own, and

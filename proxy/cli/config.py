@@ -1,6 +1,7 @@
 """``config check``, ``config show`` and ``config schema``: what the process would run with, before it does.
 
-Exit codes: 0 when all is well, 1 when a setting or the catalog file is wrong.
+Exit codes: 0 when all is well, 1 when a setting or the catalog file is wrong. Warnings go to the errors' stream and
+change no exit code.
 """
 
 from __future__ import annotations
@@ -14,10 +15,19 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Final, NamedTuple, TextIO
 
-from proxy.config.catalog import PROVIDERS, Catalog, CatalogError, RouteRules, make_catalog, read_catalog_file
+from proxy.config.catalog import (
+    PROVIDERS,
+    Catalog,
+    CatalogError,
+    Provider,
+    RouteRules,
+    make_catalog,
+    read_catalog,
+)
 from proxy.config.flags import add_setting_flags, flags_of
-from proxy.config.prices import AS_OF, BUILT_IN
-from proxy.config.schema import CatalogFile, json_schema
+from proxy.config.models import Model, ModelTarget
+from proxy.config.prices import AS_OF, BUILT_IN, Price
+from proxy.config.schema import CatalogFile, ProviderFile, json_schema
 from proxy.config.settings import SETTINGS, Loaded, SettingsError, as_text, load_settings, shown
 
 # Where a rule comes from that the file does not state; what is not here is a constant.
@@ -34,6 +44,16 @@ _SETTING_OF_MODELS_RULE: Final = {
     "stale_while_revalidate_s": "models_stale_s",
     "stale_if_error_s": "models_stale_if_error_s",
 }
+
+
+_SHOWN_OF_PROVIDER: Final = (
+    *("version", "first_byte_s", "idle_s", "total_s"),
+    *("max_in_flight", "max_queue", "queue_s", "keep_warm", "ping_s", "ping_path"),
+)
+_SHOWN_OF_TARGET: Final = (
+    *("weight", "first_byte_s", "idle_s", "total_s", "max_tokens", "most_tokens"),
+    *("cache_markers", "json_output", "thinking", "version"),
+)
 
 
 class _Line(NamedTuple):
@@ -79,8 +99,20 @@ def check_config(
     if loaded is None:
         return 1
     where = loaded.settings.settings.config or "no catalog file"
-    print(f"ok: {len(SETTINGS)} settings, {where}", file=out or sys.stdout)
+    catalog = loaded.catalog
+    counts = {
+        "provider": len(catalog.providers),
+        "model": len(catalog.models.by_name) + len(catalog.models.patterns),
+        "alias": len(catalog.models.aliases),
+        "warning": len(loaded.settings.warnings) + len(catalog.warnings),
+    }
+    told = "".join(f", {_counted(count, noun)}" for noun, count in counts.items() if count)
+    print(f"ok: {len(SETTINGS)} settings, {where}{told}", file=out or sys.stdout)
     return 0
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" + ("" if count == 1 else "es" if noun.endswith("s") else "s")
 
 
 def show_config(
@@ -128,11 +160,13 @@ def _load(args: argparse.Namespace, err: TextIO, env: Mapping[str, str]) -> _Loa
         print(f"warning: {warning}", file=err)
     path = settings.settings.config
     try:
-        file = read_catalog_file(Path(path), env) if path else CatalogFile()
-        catalog = make_catalog(file, settings.settings)
+        file, document = read_catalog(Path(path), env) if path else (CatalogFile(), None)
+        catalog = make_catalog(file, settings.settings, document)
     except CatalogError as error:
         print(error, file=err)
         return None
+    for problem in catalog.warnings:
+        print(f"warning: {problem}", file=err)
     return _Loaded(settings, file, catalog)
 
 
@@ -144,23 +178,16 @@ def _setting_lines(loaded: Loaded) -> Iterator[_Line]:
 
 def _catalog_lines(loaded: _Loaded) -> Iterator[_Line]:
     sources, file, catalog = loaded.settings.sources, loaded.file, loaded.catalog
-    for name in PROVIDERS:
-        provider, said = catalog.providers[name], getattr(file.providers, name)
-        port = "" if provider.port == (443 if provider.scheme == "https" else 80) else f":{provider.port}"
-        host = f"[{provider.host}]" if ":" in provider.host else provider.host
-        url_source = "file" if said.base_url else sources[f"{name}_upstream"]
-        yield _Line(
-            f"providers.{name}.base_url", f"{provider.scheme}://{host}{port}{provider.base_path}", url_source
-        )
-        key_source = "file" if said.api_key is not None else sources[f"{name}_api_key"]
-        yield _Line(f"providers.{name}.api_key", "set" if provider.api_key else "unset", key_source)
+    for provider in catalog.providers.values():
+        yield from _provider_lines(provider, file.providers.get(provider.name, ProviderFile()), sources)
+    for model in (*catalog.models.by_name.values(), *(model for _, model in catalog.models.patterns)):
+        yield from _model_lines(model)
+    for alias, name in catalog.models.aliases.items():
+        yield _Line(f"aliases.{alias}", name, "file")
     for name in sorted({"models", "model", *file.routes}):
         yield from _route_lines(name, catalog.rules(name), file, sources)
     for name in sorted(file.prices):
-        price = catalog.prices.by_name[name]
-        cached = "" if price.cached_input is None else f", cached input {as_text(price.cached_input)}"
-        text = f"input {as_text(price.input)}{cached}, output {as_text(price.output)}"
-        yield _Line(f"prices.{name}", text, "file")
+        yield _Line(f"prices.{name}", _price_text(catalog.prices.by_name[name]), "file")
     own = [name for name, price in catalog.prices.by_name.items() if price is not BUILT_IN.get(name)]
     listed = len(set(own) - file.prices.keys())
     if listed:
@@ -169,6 +196,64 @@ def _catalog_lines(loaded: _Loaded) -> Iterator[_Line]:
     placeholder_source = "file" if file.placeholder_keys is not None else sources["placeholder_keys"]
     placeholders = ",".join(sorted(key.decode() for key in catalog.placeholder_keys))
     yield _Line("placeholder_keys", placeholders, placeholder_source)
+
+
+def _provider_lines(provider: Provider, said: ProviderFile, sources: Mapping[str, str]) -> Iterator[_Line]:
+    """Where it is and whether there are keys always; the rest where the file says something."""
+    at, name = f"providers.{provider.name}", provider.name
+    built_in = name in PROVIDERS
+    if not built_in or said.kind:
+        yield _Line(f"{at}.kind", provider.kind, "file")
+    url_source = "file" if said.base_url or said.region else sources.get(f"{name}_upstream", "default")
+    yield _Line(f"{at}.base_url", f"{provider.origin}{provider.base_path}", url_source)
+    if said.api_keys is not None:
+        names = ", ".join(key.name for key in provider.keys)
+        yield _Line(f"{at}.api_keys", f"{len(provider.keys)} set: {names}" if names else "unset", "file")
+    else:
+        here = said.api_key is not None or said.api_key_file is not None
+        key_source = "file" if here else sources.get(f"{name}_api_key", "default")
+        yield _Line(f"{at}.api_key", "set" if provider.api_key else "unset", key_source)
+    for key in _SHOWN_OF_PROVIDER:
+        if getattr(said, key) is not None:
+            yield _Line(f"{at}.{key}", as_text(getattr(provider, key)), "file")
+
+
+def _model_lines(model: Model) -> Iterator[_Line]:
+    """Targets in their order; of the rest what differs from the default."""
+    at = f"models.{model.name}"
+    usual = Model(model.name, model.targets)
+    for index, target in enumerate(model.targets):
+        yield _Line(f"{at}.targets[{index}]", _target_text(target), "file")
+    yield _Line(f"{at}.strategy", model.strategy, "file" if model.strategy != usual.strategy else "default")
+    for key in ("attempts", "retry_unsafe", "description"):
+        if getattr(model, key) != getattr(usual, key):
+            yield _Line(f"{at}.{key}", as_text(getattr(model, key)), "file")
+    if model.hedging is not None:
+        after = f"after {as_text(model.hedging.after_s)} s" if model.hedging.after_s else "after the 95th percentile"
+        yield _Line(f"{at}.hedging", f"{after}, at most {as_text(model.hedging.most_share * 100)} %", "file")
+    if model.batching is not None:
+        text = f"at most {model.batching.most_inputs} inputs within {as_text(model.batching.window_s * 1000)} ms"
+        yield _Line(f"{at}.batching", text, "file")
+
+
+def _target_text(target: ModelTarget) -> str:
+    """``provider/model`` and what is said about it, parameters by name: their values may be long or private."""
+    usual = ModelTarget(target.id, target.provider, target.model)
+    told = [
+        f"{key} {as_text(getattr(target, key))}"
+        for key in _SHOWN_OF_TARGET
+        if getattr(target, key) != getattr(usual, key)
+    ]
+    if target.price is not None:
+        told.append(_price_text(target.price))
+    if target.parameters:
+        told.append(f"parameters {' '.join(name for name, _ in target.parameters)}")
+    return ", ".join([target.id, *told])
+
+
+def _price_text(price: Price) -> str:
+    cached = "" if price.cached_input is None else f", cached input {as_text(price.cached_input)}"
+    return f"input {as_text(price.input)}{cached}, output {as_text(price.output)}"
 
 
 def _route_lines(name: str, rules: RouteRules, file: CatalogFile, sources: Mapping[str, str]) -> Iterator[_Line]:

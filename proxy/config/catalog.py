@@ -1,4 +1,4 @@
-"""The catalog: providers, rules of routes and prices, as one immutable snapshot with a generation number.
+"""The catalog: providers, models, rules of routes and prices, as one immutable snapshot with a generation number.
 
 It is made from the settings and, where there is one, from a YAML file, which wins over the settings in what both can
 say. An exchange keeps the snapshot it began with; a reload makes a new one (see `watch`).
@@ -7,24 +7,27 @@ say. An exchange keeps the snapshot it began with; a reload makes a new one (see
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final, TypeVar
+from typing import TypeVar
 
-from proxy.config.convert import convert
-from proxy.config.document import MAX_BYTES, CatalogError, Document, Problem, read_document
+import orjson
+
+from proxy.config.advice import advise
+from proxy.config.convert import convert, resembling
+from proxy.config.document import MAX_BYTES, CatalogError, Document, Problem, Stamp, read_document
+from proxy.config.model_file import make_models, make_price
+from proxy.config.models import NO_MODELS, Model, Models, ModelTarget
 from proxy.config.price_file import read_price_file
 from proxy.config.prices import Price, Prices, make_prices
-from proxy.config.schema import ROUTE_NAMES, CacheFile, CatalogFile, PriceFile, ProviderFile, RouteFile
+from proxy.config.provider import PROVIDERS, Provider, ProviderKey, make_providers
+from proxy.config.schema import ROUTE_NAMES, CacheFile, CatalogFile, RouteFile
 from proxy.config.settings import Settings
-from proxy.config.values import did_you_mean, parse_base_url, parse_key
 
 T = TypeVar("T")
-
-PROVIDERS: Final = ("openai", "anthropic", "mistral")
 
 __all__ = [
     "PROVIDERS",
@@ -33,26 +36,13 @@ __all__ = [
     "Price",
     "Problem",
     "Provider",
+    "ProviderKey",
     "RouteRules",
     "default_catalog",
     "load_catalog",
     "make_catalog",
-    "read_catalog_file",
+    "read_catalog",
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class Provider:
-    """Where a provider is, and the key that is used for callers without one of their own."""
-
-    name: str
-    scheme: str
-    host: str
-    port: int
-    base_path: str
-    """Prefix of every path, without a trailing slash and without ``/v1``; usually empty."""
-    api_key: str = field(default="", repr=False)
-    """Empty for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +81,21 @@ class Catalog:
     """Credentials that mean "use the configured provider key"."""
     digest: bytes = b""
     """8 bytes: of everything here that can change an answer, so that processes with equal files have equal keys."""
+    models: Models = NO_MODELS
+    warnings: tuple[Problem, ...] = field(default=(), compare=False)
+    """What can be used and was hardly meant."""
+    stamps: Mapping[str, Stamp | None] = field(
+        default_factory=lambda: MappingProxyType({}), compare=False, repr=False
+    )
+    """The files of keys that were read, by path, as they looked before."""
 
     def rules(self, route: str) -> RouteRules:
         return self.routes.get(route, self.other)
 
     def provider_key(self, provider: str) -> str:
         """The proxy's own key for a provider, or an empty string."""
-        return self.providers[provider].api_key
+        known = self.providers.get(provider)
+        return "" if known is None else known.api_key
 
 
 def default_catalog(settings: Settings) -> Catalog:
@@ -110,92 +108,124 @@ def load_catalog(source: str | Path, env: Mapping[str, str], settings: Settings,
 
     Raises ``CatalogError`` with every problem.
     """
-    return make_catalog(read_catalog_file(source, env), settings, generation=generation)
+    file, document = read_catalog(source, env)
+    return make_catalog(file, settings, document, generation=generation)
 
 
-def read_catalog_file(source: str | Path, env: Mapping[str, str]) -> CatalogFile:
-    """What the file says, checked. Raises ``CatalogError`` with every problem."""
+def read_catalog(source: str | Path, env: Mapping[str, str]) -> tuple[CatalogFile, Document]:
+    """What the file says, for ``make_catalog``; what is wrong with its shape is left out and in the document.
+
+    Raises ``CatalogError`` where nothing can be made of it.
+    """
     name = str(source) if isinstance(source, Path) else "<text>"
     text = _read(source) if isinstance(source, Path) else source
     document = read_document(text, name, env)
-    _check_route_names(document)
-    _check_providers(document)
-    return convert(document, CatalogFile)
+    return convert(document, CatalogFile), document
 
 
 def _read(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
             return file.read(MAX_BYTES + 1)
-    except OSError as error:
-        message = f"cannot be read: {error.strerror or error}"
+    except (OSError, ValueError) as error:
+        message = f"cannot be read: {getattr(error, 'strerror', None) or error}"
         raise CatalogError([Problem(os.fspath(path), 1, 1, "", message)]) from None
 
 
-def _check_route_names(document: Document) -> None:
-    for name in _mapping_at(document, "routes"):
-        if name not in ROUTE_NAMES:
-            hint = did_you_mean(name, sorted(ROUTE_NAMES)).strip(" ()")
-            document.report(("routes", name), "there is no such route", hint)
-
-
-def _check_providers(document: Document) -> None:
-    """What the shape alone does not tell: whether a URL is one, and whether a key can be sent."""
-    parsers: dict[str, Callable[[str], object]] = {"base_url": parse_base_url, "api_key": parse_key}
-    for name in _mapping_at(document, "providers"):
-        for key, value in _mapping_at(document, "providers", name).items():
-            if key in parsers and isinstance(value, str) and value:
-                try:
-                    parsers[key](value)
-                except ValueError as error:
-                    document.report(("providers", name, key), f"expected {error}")
-
-
-def _mapping_at(document: Document, *path: str) -> dict[str, object]:
-    """The mapping at a path, empty where there is none."""
-    data = document.data
-    for step in path:
-        data = data.get(step) if isinstance(data, dict) else None
-    return data if isinstance(data, dict) else {}
-
-
-def make_catalog(file: CatalogFile, settings: Settings, *, generation: int = 1) -> Catalog:
-    """Fold what a checked file says over what the settings say. Raises ``CatalogError`` for the file of prices."""
+def make_catalog(
+    file: CatalogFile, settings: Settings, document: Document | None = None, *, generation: int = 1
+) -> Catalog:
+    """Fold what a file says over what the settings say. Raises ``CatalogError`` with every problem of the file, else
+    with those of the file of prices.
+    """
+    document = document or Document("<settings>")
     other = _rules_of_settings(settings)
-    cached = _rules_of_settings(settings, models=True)
-    bases = {name: cached if name in ("models", "model") else other for name in ROUTE_NAMES}
-    listed = read_price_file(Path(settings.prices_file)) if settings.prices_file else {}
+    routes = _make_routes(file, settings, document)
+    providers = make_providers(file.providers, settings, document)
+    models = make_models(file, providers, document)
     placeholders = settings.placeholder_keys if file.placeholder_keys is None else file.placeholder_keys
-    providers = {name: _make_provider(name, file, settings) for name in PROVIDERS}
-    routes = {name: _fold(base, file.routes.get(name)) for name, base in bases.items()}
-    # Prices change no answer, and a provider shows no key.
-    said = repr((sorted(providers.items()), sorted(routes.items()), other, sorted(placeholders)))
+    _check_placeholders(placeholders, document)
+    document.check()
+    prices = _make_prices(file, settings)
+    advise(file, providers, models, prices, document)
     return Catalog(
         generation=generation,
         providers=MappingProxyType(providers),
         routes=MappingProxyType(routes),
         other=other,
-        prices=make_prices({**listed, **{name: _make_price(price) for name, price in file.prices.items()}}),
+        prices=prices,
         placeholder_keys=frozenset(key.encode() for key in placeholders),
-        digest=blake2b(said.encode(), digest_size=8).digest(),
+        digest=_digest(providers, models, [*sorted(routes.items()), ("", other)], placeholders),
+        models=models,
+        warnings=tuple(document.warnings),
+        stamps=MappingProxyType(dict(document.stamps)),
     )
 
 
-def _provider_file(file: CatalogFile, name: str) -> ProviderFile:
-    provider = getattr(file.providers, name)
-    assert isinstance(provider, ProviderFile)
-    return provider
+def _make_routes(file: CatalogFile, settings: Settings, document: Document) -> dict[str, RouteRules]:
+    other = _rules_of_settings(settings)
+    cached = _rules_of_settings(settings, models=True)
+    bases = {name: cached if name in ("models", "model") else other for name in ROUTE_NAMES}
+    said = document.data.get("routes") if isinstance(document.data, dict) else None
+    for name in said if isinstance(said, dict) else ():
+        if name not in ROUTE_NAMES:
+            hint = resembling(document, name, sorted(ROUTE_NAMES))
+            document.report(("routes", name), "there is no such route", hint)
+    return {name: _fold(base, file.routes.get(name)) for name, base in bases.items()}
 
 
-def _make_provider(name: str, file: CatalogFile, settings: Settings) -> Provider:
-    said = _provider_file(file, name)
-    url = parse_base_url(said.base_url or getattr(settings, f"{name}_upstream"))
-    key = getattr(settings, f"{name}_api_key") if said.api_key is None else parse_key(said.api_key)
-    return Provider(name, url.scheme, url.host, url.port, url.base_path, key)
+def _check_placeholders(placeholders: Sequence[str], document: Document) -> None:
+    for index, key in enumerate(placeholders):
+        if not key.isprintable():
+            hint = "callers send it in a header"
+            document.report(("placeholder_keys", index), "expected text without control characters", hint)
 
 
-def _make_price(price: PriceFile) -> Price:
-    return Price(price.input, price.output, price.cached_input, price.cache_write)
+def _make_prices(file: CatalogFile, settings: Settings) -> Prices:
+    listed = read_price_file(Path(settings.prices_file)) if settings.prices_file else {}
+    return make_prices({**listed, **{name: make_price(price) for name, price in file.prices.items()}})
+
+
+def _digest(
+    providers: Mapping[str, Provider],
+    models: Models,
+    routes: Sequence[tuple[str, RouteRules]],
+    placeholders: Iterable[str],
+) -> bytes:
+    """Of everything that can change an answer's bytes, so that nothing made under one catalog is taken for an answer
+    under another.
+
+    Which of a model's targets answers is not part of it: an answer of any of them is an answer of the model. So the
+    order, weights and strategy of targets do not count, the set of them and the form of their requests do. Times,
+    bounds, attempts and keys decide when and whether there is an answer, prices what it costs. Aliases, descriptions
+    and providers without models count for the lists of models. Rules of routes count as a whole: whoever comes under
+    new ones does not join a flight that lingers under the old, nor take what they would have kept for less long.
+    """
+    said = (
+        [(name, *_address(providers[name])) for name in sorted(providers)],
+        [(model.name, model.description, sorted(map(_form, model.targets))) for model in _in_order(models)],
+        sorted(models.aliases.items()),
+        routes,
+        sorted(placeholders),
+    )
+    return blake2b(repr(said).encode(), digest_size=8).digest()
+
+
+def _in_order(models: Models) -> list[Model]:
+    return sorted(
+        (*models.by_name.values(), *(model for _, model in models.patterns)), key=lambda model: model.name
+    )
+
+
+def _address(provider: Provider) -> tuple[object, ...]:
+    return provider.kind, provider.scheme, provider.host, provider.port, provider.base_path, provider.version
+
+
+def _form(target: ModelTarget) -> str:
+    """Where a target's requests go and what makes them look as they do. As text, so that any two can be sorted."""
+    parameters = orjson.dumps(dict(target.parameters), option=orjson.OPT_SORT_KEYS)
+    options = target.max_tokens, target.most_tokens, target.cache_markers, target.json_output, target.thinking
+    return repr((target.id, _address(target.provider), target.model, target.version, options, parameters))
 
 
 def _rules_of_settings(settings: Settings, *, models: bool = False) -> RouteRules:

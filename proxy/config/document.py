@@ -11,23 +11,28 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 import yaml
 from yaml.composer import Composer
 from yaml.reader import ReaderError
 
-MAX_BYTES: Final = 1 << 20
+MAX_BYTES: Final = 4 << 20
 MAX_DEPTH: Final = 32
-MAX_VALUES: Final = 50_000
-_MAX_PROBLEMS: Final = 100
+MAX_VALUES: Final = 100_000
+MAX_PROBLEMS: Final = 100
 
 _INTEGER: Final = re.compile(r"[-+]?[0-9]{1,18}")
 _NUMBER: Final = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
 _WORDS: Final = {"": None, "~": None, "null": None, "true": True, "false": False}
 _REFERENCE: Final = re.compile(r"\$\$|\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^{}$]*))?\}|\$\{")
+_LINE_END: Final = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
 
 Path = tuple[str | int, ...]
+
+Stamp = tuple[str, str, int, int, int]
+"""What tells one version of a file from another: path, target of Kubernetes' ``..data``, inode, time, size."""
 
 
 class Plain(str):
@@ -65,18 +70,21 @@ class Problem(NamedTuple):
 
 
 class CatalogError(Exception):
-    """A catalog that cannot be used; ``problems`` in the order of the file."""
+    """A catalog that cannot be used; ``problems`` in the order of the file. ``stamps`` are those of the other files
+    that were read until then, taken before they were read."""
 
-    def __init__(self, problems: list[Problem]) -> None:
-        self.problems = tuple(sorted(problems, key=lambda each: (each.line, each.column))[:_MAX_PROBLEMS])
+    def __init__(self, problems: list[Problem], stamps: Mapping[str, Stamp | None] = MappingProxyType({})) -> None:
+        self.problems = tuple(sorted(problems, key=lambda each: (each.line, each.column))[:MAX_PROBLEMS])
+        self.stamps = stamps
         super().__init__("\n".join(map(str, self.problems)))
 
 
 class Document:
     """Plain data with places; problems found later are added to those found while reading."""
 
-    # `problems` grows while the data is read and checked; `places` and `data` are written by `read_document` only.
-    __slots__ = ("data", "file", "places", "problems")
+    # `problems`, `warnings`, `broken` and `stamps` grow while the data is read and checked; `places` and `data` are
+    # written by `read_document` only.
+    __slots__ = ("broken", "data", "file", "places", "problems", "stamps", "warnings")
 
     def __init__(self, file: str) -> None:
         self.file = file
@@ -84,15 +92,33 @@ class Document:
         self.places: dict[Path, tuple[int, int]] = {(): (1, 1)}
         """Line and column of the key (in a mapping) or the item (in a sequence) at each path."""
         self.problems: list[Problem] = []
+        self.warnings: list[Problem] = []
+        """What can be used and was hardly meant."""
+        self.broken: set[Path] = set()
+        """Entries (section and name) with problems: what follows from them is not worth telling as well."""
+        self.stamps: dict[str, Stamp | None] = {}
+        """The files that were read on behalf of this one, by path."""
 
     def report(self, path: Path, message: str, hint: str = "", at: tuple[int, int] | None = None) -> None:
-        line, column = at or self.places.get(path) or self.places[()]
-        self.problems.append(Problem(self.file, line, column, spell(path), message, hint))
+        self.broken.add(path[:2])
+        self.problems.append(self._problem(path, message, hint, at))
+
+    def warn(self, path: Path, message: str, hint: str = "") -> None:
+        if len(self.warnings) < MAX_PROBLEMS:
+            self.warnings.append(self._problem(path, message, hint, None))
 
     def check(self) -> None:
         """Raise ``CatalogError`` if anything was reported."""
         if self.problems:
-            raise CatalogError(self.problems)
+            raise CatalogError(self.problems, dict(self.stamps))
+
+    def _problem(self, path: Path, message: str, hint: str, at: tuple[int, int] | None) -> Problem:
+        """Where the path has no place of its own, such as a key that is missing, that of what it belongs to."""
+        known = path
+        while known not in self.places:
+            known = known[:-1]
+        line, column = at or self.places[known]
+        return Problem(self.file, line, column, spell(path), message, hint)
 
 
 def spell(path: Path) -> str:
@@ -146,6 +172,15 @@ class _Strict(Composer):
         self.depth -= 1
         return node
 
+    def descend_resolver(self, current_node: Any, current_index: Any) -> None:
+        pass
+
+    def ascend_resolver(self) -> None:
+        pass
+
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> str:
+        return ""
+
 
 class _PurePython(_Strict, yaml.BaseLoader):
     pass
@@ -169,7 +204,7 @@ def _compose(document: Document, text: str) -> yaml.Node | None:
         return _make_composer(text).get_single_node()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        at = (mark.line + 1, mark.column + 1) if mark else None
+        at = _place_in(text, mark.line, mark.column) if mark else None
         message = ", ".join(filter(None, (error.context, error.problem)))
         line_text = "".join(text.split("\n")[mark.line : mark.line + 1]) if mark else ""
         flow = "flow" in message and "${" in line_text
@@ -179,6 +214,12 @@ def _compose(document: Document, text: str) -> yaml.Node | None:
         column = error.position - text.rfind("\n", 0, error.position)
         document.report((), "a character that YAML does not allow", at=(line, column))
     raise CatalogError(document.problems)
+
+
+def _place_in(text: str, line: int, column: int) -> tuple[int, int]:
+    """From 1. Where the last line has no end, libyaml sees the end of the file in a line behind it."""
+    lines = _LINE_END.split(text)
+    return (line + 1, column + 1) if line < len(lines) else (len(lines), len(lines[-1]) + 1)
 
 
 class _Reading:

@@ -22,5 +22,9 @@ class Principal:
     """Digest of the upstream credential, for the fingerprint; 16 bytes."""
     own: bool
     """The credential is the caller's; ``False`` when the provider key of this proxy is used."""
+    brought: bool = False
+    """The caller brought a credential of a provider; a placeholder or nothing is none, nor is a virtual key."""
+    lacks: bool = False
+    """There is no provider key for the provider that was asked; another may do, if the model is routed."""
     key: KeyRecord | None = None
     """What the operator said about the virtual key that was presented; ``None`` for any other credential."""

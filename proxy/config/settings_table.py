@@ -104,7 +104,7 @@ class Settings:
         one_of("off", "pure", "retries", "auto", "all"),
     )
 
-    config: str = _setting("", "YAML file with providers, routes and prices.", parse_text)
+    config: str = _setting("", "YAML file with providers, models, routes and prices.", parse_text)
     state_dir: str = _setting("./.sameflight", "Directory for what outlives the process.", parse_text)
     cache_url: str = _setting(
         "",
@@ -162,6 +162,12 @@ class Settings:
     total_timeout_s: float = _seconds(3600.0, "Time for a whole upstream call.")
     pool_max_connections: int = _count(1_000, "Connections to one upstream origin.")
     pool_idle_s: float = _seconds(15.0, "Time an idle upstream connection is kept.")
+    retry_percent: int = _setting(
+        10,
+        "Retries at upstreams, in percent of the requests of the last 10 s; three a second are allowed at any rate.",
+        integer_between(0, 100),
+        "%",
+    )
 
     linger_s: float = _seconds(3.0, "Time a call without subscribers goes on, for the retry that may come.", 0.0)
     heartbeat_after_s: float = _seconds(10.0, "Silence of a stream before the first heartbeat; 0: none.", 0.0)

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from proxy.cli import config
+from tests.unit.config.rich import ENV, write_rich
 
 
 def run(*arguments, **env):
@@ -121,6 +122,43 @@ def test_show_is_a_table_for_people():
 def test_show_fails_like_check():
     """There is nothing effective to show."""
     assert run("show", "--port", "x")[:2] == (1, "")
+
+
+def test_a_catalog_with_models_passes_and_its_parts_are_counted(tmp_path):
+    """So that a file that was not the one that was meant is noticed."""
+    code, out, err = run("check", str(write_rich(tmp_path)), **ENV)
+    assert (code, err) == (0, "")
+    assert out.endswith("catalog.yaml, 7 providers, 6 models, 4 aliases\n")
+
+
+def test_what_was_hardly_meant_is_a_warning_and_the_check_passes(tmp_path):
+    """Its place is told like that of an error."""
+    path = tmp_path / "c.yaml"
+    path.write_text("providers:\n  g: {kind: gemini}\nmodels:\n  m: {targets: [g]}\n")
+    code, out, err = run("check", str(path))
+    assert code == 0
+    assert out.endswith("4 providers, 1 model, 1 warning\n")
+    assert err.startswith(f"warning: {path}:2:3: providers.g: models use this provider, and there is no key for it; ")
+
+
+def test_show_tells_of_providers_models_and_aliases(tmp_path):
+    """What a request for a model meets."""
+    code, out, _ = run("show", "--json", "--config", str(write_rich(tmp_path)), MISTRAL_API_KEY="k", **ENV)
+    assert code == 0
+    assert source_of(out, "catalog", "providers.openai.api_keys") == ("3 set: key1, batch, mounted", "file")
+    assert source_of(out, "catalog", "providers.anthropic.api_key") == ("set", "file")
+    assert source_of(out, "catalog", "providers.mistral.base_url") == ("https://api.eu.mistral.ai", "file")
+    assert source_of(out, "catalog", "providers.azure-eu.kind") == ("azure", "file")
+    assert source_of(out, "catalog", "providers.house.api_key") == ("unset", "default")
+    assert source_of(out, "catalog", "providers.house.ping_path") == ("/health", "file")
+    assert source_of(out, "catalog", "models.small.targets[1]") == ("mistral/mistral-small-latest", "file")
+    assert source_of(out, "catalog", "models.gpt-4o.targets[0]")[0] == "openai/gpt-4o, weight 3, first_byte_s 20"
+    assert source_of(out, "catalog", "models.gpt-4o.strategy") == ("weighted", "file")
+    assert source_of(out, "catalog", "models.embed.strategy") == ("ordered", "default")
+    assert source_of(out, "catalog", "models.embed.batching") == ("at most 64 inputs within 4 ms", "file")
+    assert source_of(out, "catalog", "models.gpt-4o.hedging") == ("after 1.5 s, at most 5 %", "file")
+    assert source_of(out, "catalog", "aliases.gpt-4-turbo") == ("gpt-4o", "file")
+    assert not any(key in out for key in ("sk-one", "sk-two", "sk-three", "sk-ant", "sk-mistral", "sk-azure"))
 
 
 def test_schema_is_a_json_schema():

@@ -162,7 +162,8 @@ colour: blue
         "<text>:12:3: prices.a: 'input' is missing",
         "<text>:13:3: prices.b: expected a mapping",
         "<text>:14:1: placeholder_keys: expected text, got a list",
-        "<text>:15:1: colour: there is no such key; known here: providers, routes, prices, placeholder_keys",
+        "<text>:15:1: colour: there is no such key; known here: providers, models, aliases, routes, "
+        "prices, placeholder_keys",
     ]
     assert expected == problems_of(text)
 
@@ -266,10 +267,15 @@ def test_the_json_schema_knows_every_section_and_route():
     """Editors check the file with it."""
     schema = json.loads(json.dumps(json_schema()))
     file = schema["$defs"]["CatalogFile"]
-    assert {"providers", "routes", "prices", "placeholder_keys"} == set(file["properties"])
+    assert {"providers", "models", "aliases", "routes", "prices", "placeholder_keys"} == set(file["properties"])
     assert file["additionalProperties"] is False
     assert sorted(ROUTE_NAMES) == file["properties"]["routes"]["propertyNames"]["enum"]
     assert schema["$defs"]["PriceFile"]["required"] == ["input"]
+    assert schema["$defs"]["ModelFile"]["required"] == ["targets"]
+    target = schema["$defs"]["ModelFile"]["properties"]["targets"]["items"]
+    assert {option.get("type", "mapping") for option in target["anyOf"]} == {"string", "mapping"}
+    for name in ("ProviderFile", "TargetFile", "ModelFile", "KeyFile", "HedgingFile", "BatchingFile"):
+        assert schema["$defs"][name]["additionalProperties"] is False
 
 
 @settings(max_examples=150, deadline=None)

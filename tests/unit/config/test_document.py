@@ -80,6 +80,11 @@ def test_a_syntax_error_has_its_place():
     assert problems_of("a: [1,\nb: }")[0].startswith("f.yaml:2:4: ")
 
 
+def test_a_file_that_breaks_off_is_wrong_at_its_end():
+    """Not in a line that is not there."""
+    assert problems_of("a: 1\nb: [c")[0].startswith("f.yaml:2:6: ")
+
+
 def test_an_unquoted_reference_between_braces_gets_a_hint():
     """Its closing brace ends the mapping, which YAML explains badly."""
     assert "must be quoted" in problems_of("a: {b: ${KEY}}")[0]

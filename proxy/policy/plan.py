@@ -6,10 +6,13 @@ plans, which is what lets them share a flight. The room `policy/` makes it, `pip
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
+from proxy.config.models import Model, ModelTarget
+from proxy.config.prices import Price
 from proxy.protocol.message import HeaderList
 from proxy.protocol.routes import Dialect, Route
 
@@ -81,29 +84,61 @@ class Target:
     """The four before as one text, for the fingerprint."""
 
 
+class Routed(NamedTuple):
+    """A request for a model of the catalog: which of its targets answers is decided flight by flight."""
+
+    model: Model
+    name: str
+    """What is asked for, aliases followed; as the caller wrote it where the catalog's name ends in ``*``."""
+    targets: tuple[ModelTarget, ...]
+    """Those that this caller may use; ``model.targets`` itself where it may use all."""
+    prices: Mapping[str, Price | None]
+    """By the ids of ``targets``."""
+    credential: HeaderList
+    """The caller's own; empty where the operator's keys are used."""
+    own: bool
+    """The caller's own credential is used, and none of the operator's."""
+    attempts: int
+    """Calls in all, the first included."""
+
+    @property
+    def dearest(self) -> Price | None:
+        """What the answer may cost at most; ``None`` where nobody said."""
+        known = [price for price in self.prices.values() if price is not None]
+        return max(known, key=lambda price: (price.output, price.input)) if known else None
+
+    @property
+    def usual(self) -> Price | None:
+        """Of the target that is named first."""
+        return self.prices[self.targets[0].id]
+
+
 class Plan(NamedTuple):
-    """What will be done for one request. The fields behind ``idempotency_print`` are the same for every request with
+    """What will be done for one request. The fields from ``streams`` on are the same for every request with
     the same head and class, and are taken over as a whole (`planner.Terms`)."""
 
     key: bytes | None
     """The fingerprint, 32 bytes, or ``None`` where the request cannot be fingerprinted."""
     model: str
-    """As the caller named it; empty where the route has none."""
+    """What is asked for, aliases followed; empty where the route has none."""
     idempotency: bytes | None
     """Index of (scope, Idempotency-Key), 32 bytes, or ``None``."""
     idempotency_print: bytes | None
     """Fingerprint without the idempotency key, to notice a key used twice for different requests."""
     asks_usage: bool
     """The upstream is asked for token counts that the caller does not want to see (`protocol.ask_usage`)."""
+    routed: Routed | None
+    """Where the answer may come from, if the catalog says so; ``None``: from ``target``."""
     streams: bool
     """The caller asked for a stream."""
     route: Route
     target: Target
+    """The provider that the path and the headers name; its dialect is the caller's, whoever answers."""
     method: str
     upstream_path: str
-    """Path and query to send, base path included."""
+    """Path and query to send, base path included (but for routed requests)."""
     headers: HeaderList
-    """Headers to send, credential and minted ones included; no Host, no framing."""
+    """Headers to send, credential (but for routed requests) and minted ones included; no Host, no framing."""
     share_class: ShareClass
     sharing: Sharing
     caching: Caching

@@ -13,9 +13,11 @@ from typing import Any, Final, NamedTuple
 
 from proxy import __version__
 from proxy.config.catalog import Catalog, Provider, RouteRules
+from proxy.config.models import Models
 from proxy.config.principal import Principal
 from proxy.policy.caching import Lifetimes, decide_caching
-from proxy.policy.plan import Caching, Plan, Target
+from proxy.policy.plan import Caching, Plan, Routed, Target
+from proxy.policy.routed import make_routed
 from proxy.policy.sharing import Classified, alone, classify, decide_sharing
 from proxy.protocol.ask_usage import ASKABLE, TRANSFORM, is_askable
 from proxy.protocol.call import Call
@@ -33,6 +35,10 @@ _ANTHROPIC_HEADERS: Final = (b"anthropic-beta", b"anthropic-version", b"anthropi
 
 _AGENT: Final = f"sameflight/{__version__}".encode()
 _NO_CACHING: Final = Caching()
+_OPERATORS: Final = bytes(16)
+"""The credential of a request that any of the operator's keys may carry: answers do not depend on which."""
+_MOST_NAMES: Final = 64
+"""Names of models kept with one head; a client with more of them has each worked out anew."""
 
 
 class Outline(NamedTuple):
@@ -54,11 +60,15 @@ class Terms:
         "controls",
         "hashers",
         "line",
+        "lists",
         "located",
         "method",
+        "models",
         "outlines",
         "principal",
         "private_headers",
+        "routed",
+        "routed_headers",
         "rules",
         "shared_headers",
         "target",
@@ -74,13 +84,19 @@ class Terms:
         self.principal = principal
         self.catalog = catalog
         self.rules: RouteRules = catalog.rules(located.route.name)
+        self.models: Models | None = catalog.models or None if located.route.has_json_body else None
+        """Those that the body may name; ``None`` if there are none."""
+        self.routed: dict[str, Routed | None] = {}
         self.target = _target(catalog.providers[located.provider], located.dialect)
         path = self.target.base_path + located.path
         self.upstream_path = f"{path}?{head.query}" if head.query else path
-        self.outlines: dict[tuple[Classified, bool], Outline] = {}
-        self.hashers: dict[tuple[bool, bool], blake2b] = {}
+        self.outlines: dict[tuple[Any, ...], Outline] = {}
+        self.hashers: dict[tuple[Any, ...], blake2b] = {}
         self.shared_headers: SentHeaders | None = None
+        self.routed_headers: SentHeaders | None = None
         self.private_headers: SentHeaders | None = None
+        self.lists = False
+        """They ask for a list of models that is answered here; written by the pipeline."""
         self.line = ""
         """What the access lines of these requests have in common; written by whoever writes them."""
 
@@ -97,11 +113,14 @@ class Planner:
         self._shared_minted: HeaderList = [(b"accept-encoding", b"identity"), (b"user-agent", _AGENT), (b"via", via)]
 
     def plan(self, head: RequestHead, terms: Terms, call: Call | None, body: bytes | None) -> Plan:
-        """The plan of one request. What cannot be shared goes alone; nothing is refused here.
+        """The plan of one request. What cannot be shared goes alone. Raises ``ProxyError(FORBIDDEN)`` for a model of
+        the catalog that the caller's credential is no good for.
 
-        ``call`` is ``None`` where the body is not JSON that was parsed; ``body`` is as sent, ``None`` for a streamed
-        upload.
+        ``call`` is ``None`` where the body is not JSON that was parsed; ``body`` is what is to be sent, ``None`` for
+        a streamed upload.
         """
+        if terms.models is not None and call is not None and call.model:
+            return self._plan_named(head, terms, terms.models, call, body)
         classified = classify(terms.located.route, call)
         streams = call is not None and call.streams
         model = call.model if call is not None else ""
@@ -109,11 +128,11 @@ class Planner:
         if outline is None:
             outline = terms.outlines[classified, streams] = self._outline(head, terms, classified, streams)
         if not outline.keyed:
-            return Plan(None, model, None, None, False, *outline.rest)
+            return Plan(None, model, None, None, False, None, *outline.rest)
         text, why = _key_body(head, terms, call, body)
         if text is None:
             rest = self._outline(head, terms, classified, streams, why).rest
-            return Plan(None, model, None, None, False, *rest)
+            return Plan(None, model, None, None, False, None, *rest)
         asks = streams and terms.rules.ask_usage and _asks_usage(terms, call, body)
         idempotency_key = terms.controls.idempotency_key
         hasher = terms.hashers.get((streams, asks))
@@ -121,13 +140,69 @@ class Planner:
             hasher = self._hasher(head, terms, streams, asks, idempotency_key or b"")
             terms.hashers[streams, asks] = hasher
         if idempotency_key is None:
-            return Plan(finish_key(hasher, text), model, None, None, asks, *outline.rest)
+            return Plan(finish_key(hasher, text), model, None, None, asks, None, *outline.rest)
         index = idempotency_index(self._secret, terms.principal.scope, idempotency_key)
         unmarked = finish_key(self._hasher(head, terms, streams, asks, b""), text)
-        return Plan(finish_key(hasher, text), model, index, unmarked, asks, *outline.rest)
+        return Plan(finish_key(hasher, text), model, index, unmarked, asks, None, *outline.rest)
 
-    def _outline(
-        self, head: RequestHead, terms: Terms, classified: Classified, streams: bool, unkeyed: str = ""
+    def _plan_named(
+        self, head: RequestHead, terms: Terms, models: Models, call: Call, body: bytes | None
+    ) -> Plan:
+        """The plan of a request where the catalog knows models; the same steps as in `plan`, with the model among
+        what is remembered."""
+        routed = self._route(head, terms, models, call.model)
+        form = _Form(routed, plain=call.body is body and _is_encoded(head))
+        classified = classify(terms.located.route, call)
+        streams = call.streams
+        outline = terms.outlines.get((classified, streams, form.tag))
+        if outline is None:
+            outline = self._outline(head, terms, classified, streams, form=form)
+            terms.outlines[classified, streams, form.tag] = outline
+        if not outline.keyed:
+            return Plan(None, call.model, None, None, False, routed, *outline.rest)
+        text, why = _key_body(head, terms, call, body)
+        if text is None:
+            rest = self._outline(head, terms, classified, streams, why, form).rest
+            return Plan(None, call.model, None, None, False, routed, *rest)
+        asks = streams and terms.rules.ask_usage and _asks_usage(terms, call, body)
+        hasher = terms.hashers.get((streams, asks, form.tag))
+        idempotency_key = terms.controls.idempotency_key
+        if hasher is None:
+            hasher = self._hasher(head, terms, streams, asks, idempotency_key or b"", form)
+            terms.hashers[streams, asks, form.tag] = hasher
+        index = unmarked = None
+        if idempotency_key is not None:
+            index = idempotency_index(self._secret, terms.principal.scope, idempotency_key)
+            unmarked = finish_key(self._hasher(head, terms, streams, asks, b"", form), text)
+        return Plan(finish_key(hasher, text), call.model, index, unmarked, asks, routed, *outline.rest)
+
+    def _route(self, head: RequestHead, terms: Terms, models: Models, name: str) -> Routed | None:
+        """Where requests for this model may go. Raises ``ProxyError(FORBIDDEN)``, anew each time."""
+        try:
+            return terms.routed[name]
+        except KeyError:
+            pass
+        model = models.find(name)
+        routed = None
+        if model is not None:
+            routed = make_routed(
+                model, name, head, terms.principal, terms.located.provider, terms.catalog.prices
+            )
+        if len(terms.routed) >= _MOST_NAMES:
+            terms.routed.clear()
+            terms.outlines.clear()
+            terms.hashers.clear()
+        terms.routed[name] = routed
+        return routed
+
+    def _outline(  # noqa: PLR0917 - by position, as `plan` has them
+        self,
+        head: RequestHead,
+        terms: Terms,
+        classified: Classified,
+        streams: bool,
+        unkeyed: str = "",
+        form: _Form | None = None,
     ) -> Outline:
         """Everything about a request of this class; ``unkeyed`` says why it has no fingerprint in spite of it."""
         rules, controls, located = terms.rules, terms.controls, terms.located
@@ -148,8 +223,8 @@ class Planner:
             located.route,
             terms.target,
             terms.method,
-            terms.upstream_path,
-            self._shared_headers(head, terms) if keyed else self._private_headers(head, terms),
+            terms.upstream_path if form is None or form.routed is None else _path_of(head, located),
+            self._headers(head, terms, form, keyed=keyed),
             classified.share_class,
             sharing,
             caching,
@@ -160,6 +235,23 @@ class Planner:
             terms.principal.scope,
         )
         return Outline(keyed, rest)
+
+    def _headers(self, head: RequestHead, terms: Terms, form: _Form | None, *, keyed: bool) -> SentHeaders:
+        if form is not None and form.routed is not None:
+            return self._routed_headers(head, terms)
+        headers = self._shared_headers(head, terms) if keyed else self._private_headers(head, terms)
+        if form is None or not form.plain:
+            return headers
+        return SentHeaders([header for header in headers if header[0] != b"content-encoding"])
+
+    def _routed_headers(self, head: RequestHead, terms: Terms) -> SentHeaders:
+        """What any target of the caller's dialect may see: no credential, which is the target's."""
+        if terms.routed_headers is None:
+            located = terms.located
+            headers = shared_request_headers(head, located.dialect, self._shared_minted, _extra(located))
+            headers = [header for header in headers if header[0] != b"content-encoding"]
+            terms.routed_headers = SentHeaders(headers + _marks(head))
+        return terms.routed_headers
 
     def _shared_headers(self, head: RequestHead, terms: Terms) -> SentHeaders:
         if terms.shared_headers is None:
@@ -178,28 +270,60 @@ class Planner:
             terms.private_headers = SentHeaders(headers)
         return terms.private_headers
 
-    def _hasher(
-        self, head: RequestHead, terms: Terms, streams: bool, asks: bool, idempotency_key: bytes
+    def _hasher(  # noqa: PLR0917 - by position, for each request
+        self,
+        head: RequestHead,
+        terms: Terms,
+        streams: bool,
+        asks: bool,
+        idempotency_key: bytes,
+        form: _Form | None = None,
     ) -> blake2b:
         located, target, principal = terms.located, terms.target, terms.principal
+        provider, origin, credential = target.provider, target.origin, principal.credential_id
+        if form is not None and form.routed is not None:
+            # Which target answers is no input: that follows from the fingerprint and from the targets' health.
+            provider, origin = f"{located.provider}>{form.routed.name}", ""
+            credential = credential if form.routed.own else _OPERATORS
+        encoding = b"" if form is not None and form.plain else head.get(b"content-encoding")
         return flight_hasher(
             self._secret,
             config_version=int.from_bytes(terms.catalog.digest, "big"),
             scope=principal.scope,
-            provider=target.provider,
-            origin=target.origin,
-            credential=principal.credential_id,
+            provider=provider,
+            origin=origin,
+            credential=credential,
             method=head.method,
             path=located.path,
             query=head.query,
             headers=semantic_headers(head, located.dialect, _extra(located)),
             content_type=head.get(b"content-type"),
-            encoding=head.get(b"content-encoding"),
+            encoding=encoding,
             streams=streams,
             variant=terms.controls.variant,
             idempotency_key=idempotency_key,
             transform=TRANSFORM if asks else b"",
         )
+
+
+class _Form(NamedTuple):
+    """In which form a request goes out, where that is not as it came."""
+
+    routed: Routed | None
+    plain: bool
+    """The body came encoded and goes as plain text, because the model's name in it had to be read or changed."""
+
+    @property
+    def tag(self) -> tuple[str, bool]:
+        return self.routed.name if self.routed is not None else "", self.plain
+
+
+def _is_encoded(head: RequestHead) -> bool:
+    return head.get(b"content-encoding").strip().lower() not in (b"", b"identity")
+
+
+def _path_of(head: RequestHead, located: Located) -> str:
+    return f"{located.path}?{head.query}" if head.query else located.path
 
 
 def _asks_usage(terms: Terms, call: Call | None, body: bytes | None) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, Final
 import orjson
 
 from proxy.errors import Kind, ProxyError
+from proxy.protocol.edit import rename_model
 from proxy.protocol.routes import Route
 
 MAX_DEPTH: Final = 64
@@ -24,6 +25,8 @@ _Fields = dict[str, Any]
 class Call:
     """The body of one request. ``fields`` is shared and must not be changed by a reader."""
 
+    # Mutable: `rename` sets model, body and the member, before anybody has read them.
+
     __slots__ = ("body", "fields", "model", "streams", "wants_usage")
 
     def __init__(self, body: bytes, fields: _Fields, model: str, streams: bool, wants_usage: bool) -> None:
@@ -32,11 +35,16 @@ class Call:
         self.fields = fields
         """Every member, unknown ones included."""
         self.model = model
-        """As the caller named it; empty when absent."""
+        """As the caller named it, unless it was renamed since; empty when absent."""
         self.streams = streams
         """The caller asked for an event stream."""
         self.wants_usage = wants_usage
         """``stream_options.include_usage`` is set."""
+
+    def rename(self, model: str) -> None:
+        """Ask for another model than the caller wrote; every other byte of the body stays."""
+        self.body = rename_model(self.body, self.fields, model)
+        self.fields["model"] = self.model = model
 
     def __repr__(self) -> str:
         return f"<Call {self.model or '-'} {len(self.body)} bytes{' streams' if self.streams else ''}>"

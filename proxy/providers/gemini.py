@@ -5,6 +5,7 @@ from __future__ import annotations
 from urllib.parse import unquote
 
 from proxy.protocol.conversation import Conversation
+from proxy.protocol.edit import edit_members
 from proxy.protocol.events import Event, Fault
 from proxy.protocol.message import HeaderList, ResponseHead
 from proxy.providers.base import JSON_HEADERS, Asked, Encoding, Fields, Form, Reader, Writer, dump
@@ -12,7 +13,6 @@ from proxy.providers.faults import classify
 from proxy.providers.gemini_answer import GeminiReader, GeminiWriter, content_body, events_of_content, fault_object
 from proxy.providers.gemini_read import FAMILY, read_contents
 from proxy.providers.gemini_write import path_of, write_contents
-from proxy.providers.relay import edit_members
 
 
 class Gemini:

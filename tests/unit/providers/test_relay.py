@@ -7,9 +7,9 @@ from typing import Any
 import orjson
 import pytest
 
+from proxy.protocol.edit import edit_members, find_members, rename_model
 from proxy.providers.base import Form
 from proxy.providers.kinds import make_providers
-from proxy.providers.relay import edit_members, find_members, rename_model
 
 PROVIDERS = make_providers()
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from contextvars import Context
+from math import inf
 from typing import Any
 
 from proxy.clock import Clock, Deadlines
@@ -223,6 +224,38 @@ class WireTransport:
             self.counts.failed += 1
             raise faults.unreachable("reset", f"{pool.origin} closed the connection at once")
         return connection
+
+    # -- ahead of the first request ------------------------------------------------------------------------------
+
+    def keep_idle(self, origin: Origin, connections: int) -> None:
+        """Let so many idle connections to ``origin`` outlive the usual limit; 0 ends that."""
+        pool = self._pools.get(origin)
+        if pool is None and connections:
+            pool = self._pool(origin)
+        if pool is not None:
+            pool.keep(connections)
+
+    def missing_idle(self, origin: Origin, now: float) -> int:
+        """How many are to be opened now, for ``keep_idle`` to be true."""
+        pool = self._pools.get(origin)
+        return 0 if pool is None or self._refusing else pool.missing(now)
+
+    async def open_idle(self, origin: Origin, patience: Patience) -> WireConnection | None:
+        """Open a connection and put it aside; ``None`` where no slot is free. Raises ``ProxyError``."""
+        pool = self._pools.get(origin) or self._pool(origin)
+        if self._refusing or not pool.claim():
+            return None
+        connection = await self._connect(pool, patience, self._clock.now() + patience.total_s)
+        pool.rest(connection, self._clock.now())
+        return connection
+
+    def silent_since(self, origin: Origin) -> float:
+        """When an exchange ended there last, in monotonic seconds; infinite while one is under way, 0.0 if none is
+        known."""
+        pool = self._pools.get(origin)
+        if pool is None:
+            return 0.0
+        return inf if pool.busy else pool.used_at
 
     def _pool(self, origin: Origin) -> OriginPool:
         pool = self._pools[origin] = OriginPool(origin, self._limits, self.counts, self._deadlines)

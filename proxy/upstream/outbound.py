@@ -18,6 +18,7 @@ from proxy.upstream.pool import Limits
 from proxy.upstream.proxies import ProxyRules
 from proxy.upstream.session import SessionTransport
 from proxy.upstream.websocket import UpstreamSocket
+from proxy.upstream.wire import WireConnection
 
 _MAX_BODY_BYTES: Final = 1 << 40
 """Of one answer: a bound for a broken upstream. Downloads are not held, and flights bound what is."""
@@ -46,7 +47,7 @@ class Outbound:
 
     async def exchange(self, request: UpstreamRequest, receiver: Receiver, patience: Patience) -> None:
         """See ``base.Transport``."""
-        if self._may_proxy and self._rules.proxy_for(request.origin) is not None:
+        if self._is_proxied(request.origin):
             await self._proxied().exchange(request, receiver, patience)
         else:
             await self.wire.exchange(request, receiver, patience)
@@ -56,6 +57,26 @@ class Outbound:
         if self._may_proxy and self._rules.proxy_for(request.origin) is not None:
             return None
         return self.wire.start(request, receiver, patience, over)
+
+    def keep_idle(self, origin: Origin, connections: int) -> None:
+        """See ``client.WireTransport``. Behind an outbound proxy every exchange has a connection of its own, so there
+        is none to keep."""
+        self.wire.keep_idle(origin, 0 if self._is_proxied(origin) else connections)
+
+    def missing_idle(self, origin: Origin, now: float) -> int:
+        """See ``client.WireTransport``."""
+        return self.wire.missing_idle(origin, now)
+
+    async def open_idle(self, origin: Origin, patience: Patience) -> WireConnection | None:
+        """See ``client.WireTransport``."""
+        return await self.wire.open_idle(origin, patience)
+
+    def silent_since(self, origin: Origin) -> float:
+        """See ``client.WireTransport``; 0.0 behind an outbound proxy."""
+        return self.wire.silent_since(origin)
+
+    def _is_proxied(self, origin: Origin) -> bool:
+        return self._may_proxy and self._rules.proxy_for(origin) is not None
 
     async def connect_websocket(
         self, origin: Origin, target: str, headers: HeaderList, protocols: Sequence[str], patience: Patience

@@ -3,6 +3,9 @@
 A slot is the right to have one connection; ``max_connections`` slots exist for an origin. A slot is used by an idle
 connection, by a busy one, or by somebody who is opening one. Whoever finds no slot waits in line, and a slot or a
 connection that becomes free goes to the head of the line, never past it.
+
+An origin may be kept warm: then so many idle connections outlive the others, for as long as servers are known to keep
+them, and `warm` opens the next ones before those are too old. They are idle connections like any other.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from math import inf
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from proxy.clock import Deadlines
 from proxy.upstream import faults
@@ -18,6 +21,11 @@ from proxy.upstream.base import Origin
 from proxy.upstream.compose import make_line_end
 from proxy.upstream.counts import Counts
 from proxy.upstream.wire import WireConnection
+
+KEEP_S: Final = 50.0
+"""How long a connection of a warm origin may be idle: below the limit of the servers in front of vendors' APIs."""
+RENEW_S: Final = 40.0
+"""From this age on it counts as missing, so that the next one is there when it goes."""
 
 
 class Limits(NamedTuple):
@@ -41,18 +49,22 @@ class OriginPool:
     # _slots counts slots in use, _opening those without a connection yet, _swapped is a connection whose slot is
     # kept while it closes. take, adopt, abandon, release, discard, sweep and drain write them, all from the loop's
     # thread and none with an await inside. A future in _waiters is resolved with a connection, or None for a slot.
+    # _warm and _idle_s are written by keep, used_at by release.
     __slots__ = (
         "_closing",
         "_counts",
         "_deadlines",
         "_idle",
+        "_idle_s",
         "_limits",
         "_opening",
         "_slots",
         "_swapped",
         "_waiters",
+        "_warm",
         "line_end",
         "origin",
+        "used_at",
     )
 
     def __init__(self, origin: Origin, limits: Limits, counts: Counts, deadlines: Deadlines) -> None:
@@ -68,10 +80,21 @@ class OriginPool:
         self._opening = 0
         self._waiters: deque[asyncio.Future[WireConnection | None]] = deque()
         self._closing = False
+        self._warm = 0
+        self._idle_s = limits.idle_s
+        """How long a connection that is taken may have been idle."""
+        self.used_at = 0.0
+        """When an exchange gave a connection back last."""
 
     @property
     def is_empty(self) -> bool:
-        return not self._slots and not self._waiters
+        """Nothing is lost if it is forgotten."""
+        return not self._slots and not self._waiters and not self._warm
+
+    @property
+    def busy(self) -> int:
+        """Connections that carry an exchange."""
+        return self._slots - len(self._idle) - self._opening
 
     def take(self, now: float) -> WireConnection | None:
         """The idle connection used last, or ``None``. Synchronous: the common case has no await."""
@@ -79,7 +102,7 @@ class OriginPool:
         if not idle:
             return None
         connection = idle.popitem()[0]
-        if now - connection.idle_since >= self._limits.idle_s:
+        if now - connection.idle_since >= self._idle_s:
             # The newest is too old, so all are.
             idle[connection] = None
             self._evict(inf)
@@ -145,7 +168,7 @@ class OriginPool:
         if granted is None:
             self.abandon()
         elif not granted.closed:
-            self.release(granted, granted.idle_since)
+            self._put(granted, granted.idle_since)
 
     def adopt(self, connection: WireConnection) -> None:
         """The slot's connection is open, and busy from now on; unless it is closed already."""
@@ -161,7 +184,10 @@ class OriginPool:
         self._free_slot()
 
     def release(self, connection: WireConnection, now: float) -> None:
-        connection.idle_since = now
+        connection.idle_since = self.used_at = now
+        self._put(connection, now)
+
+    def _put(self, connection: WireConnection, now: float) -> None:
         while self._waiters:
             waiter = self._waiters.popleft()
             if not waiter.done():
@@ -197,16 +223,18 @@ class OriginPool:
 
     def sweep(self, now: float) -> int:
         """Close what has been idle for too long; the janitor's duty. Returns how many were closed."""
-        return self._evict(now - self._limits.idle_s)
+        evicted = self._evict(now - self._idle_s)
+        spare = len(self._idle) - self._warm  # the oldest go first
+        return evicted + self._evict(now - self._limits.idle_s, spare) if spare > 0 else evicted
 
     def drain(self) -> None:
         """Close idle connections, and busy ones as they become free."""
         self._closing = True
         self._evict(inf)
 
-    def _evict(self, idle_since: float) -> int:
+    def _evict(self, idle_since: float, most: float = inf) -> int:
         evicted = 0
-        while self._idle and next(iter(self._idle)).idle_since <= idle_since:
+        while evicted < most and self._idle and next(iter(self._idle)).idle_since <= idle_since:
             self._evict_oldest()
             evicted += 1
         return evicted
@@ -214,12 +242,43 @@ class OriginPool:
     def _evict_oldest(self) -> None:
         next(iter(self._idle)).abort()  # comes back through `discard`
 
+    # -- kept warm -----------------------------------------------------------------------------------------------
+
+    def keep(self, warm: int) -> None:
+        """Let so many idle connections live for ``KEEP_S``; 0: none. At most ``max_idle``."""
+        self._warm = min(warm, self._limits.max_idle)
+        self._idle_s = max(KEEP_S, self._limits.idle_s) if warm else self._limits.idle_s
+
+    def missing(self, now: float) -> int:
+        """How many connections are to be opened for the origin to be warm. None while exchanges wait for a slot, and
+        no more than there are slots."""
+        if self._closing or self._waiters or not self._warm:
+            return 0
+        young = self._opening
+        for connection in reversed(self._idle):
+            if young >= self._warm or now - connection.idle_since >= RENEW_S:
+                break
+            young += 1
+        return min(self._warm - young, self._limits.max_connections - self._slots) if young < self._warm else 0
+
+    def claim(self) -> bool:
+        """A slot, if there is one at once and nobody waits. The caller owes ``adopt`` or ``abandon`` for it."""
+        if self._closing or self._waiters or self._slots >= self._limits.max_connections:
+            return False
+        self._slots += 1
+        self._opening += 1
+        return True
+
+    def rest(self, connection: WireConnection, now: float) -> None:
+        """An adopted connection that nobody has used is free."""
+        connection.idle_since = now
+        self._put(connection, now)
+
     def describe(self) -> dict[str, Any]:
-        idle = len(self._idle)
         return {
             "origin": str(self.origin),
-            "idle": idle,
-            "busy": self._slots - idle - self._opening,
+            "idle": len(self._idle),
+            "busy": self.busy,
             "opening": self._opening,
             "waiting": len(self._waiters),
         }

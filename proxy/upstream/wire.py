@@ -141,7 +141,9 @@ class WireConnection(asyncio.Protocol):
         self.connected = self.adopted = False
         self.served = 0
         """Exchanges begun; the current one included."""
-        self.opened_at = self.idle_since = 0.0
+        self.opened_at = 0.0
+        self.idle_since = 0.0
+        """When it was put aside last; 0.0 for one that was not yet, which cannot be stale."""
         self.keep_session: Callable[[], None] | None = None
         """Called once, after the first clean answer: by then a TLS 1.3 server has sent its tickets."""
         self._receiver: Receiver | None = None
@@ -403,7 +405,7 @@ class WireConnection(asyncio.Protocol):
             reader.reusable = False
             receiver.on_read(None, b"", True)
             self._finish()
-        elif self._mute and self.served > 1 and self._clock.now() - self._sent_at <= _STALE_WITHIN_S:
+        elif self._mute and self.idle_since and self._clock.now() - self._sent_at <= _STALE_WITHIN_S:
             self._fail(StaleError())
         else:
             self._fail(faults.reset("truncated" if reader.head_seen else "reset", repr(exc)))

@@ -10,7 +10,7 @@ import uvloop
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
-_ON_BOTH = frozenset(("test_client.py", "test_connect.py", "test_session.py"))
+_ON_BOTH = frozenset(("test_client.py", "test_connect.py", "test_session.py", "test_warm.py"))
 
 
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> Mapping[str, LoopFactory]:

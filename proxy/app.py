@@ -21,6 +21,7 @@ from proxy.cache.hot import HotCache
 from proxy.cache.shared import Bounds, make_shared_cache
 from proxy.clearance import Clearance
 from proxy.clock import Clock, Deadlines
+from proxy.config.catalog import Catalog
 from proxy.config.keys import KeyRecord
 from proxy.config.settings import Settings
 from proxy.config.watch import CatalogHolder
@@ -32,6 +33,7 @@ from proxy.edge.server import DataServer
 from proxy.edge.websocket import SocketRelay
 from proxy.errors import Kind, ProxyError
 from proxy.exposure import expose
+from proxy.fleet import Fleet
 from proxy.flight.idempotency import IdempotencyIndex
 from proxy.flight.limits import Limits
 from proxy.flight.runner import TaskRunner
@@ -104,10 +106,12 @@ class App:
             slow_overhead_s=settings.slow_overhead_ms / 1e3,
             log=self.log,
         )
+        self.fleet = Fleet(settings, clock, deadlines, self.transport, self.metrics, self.log)
         production = Production(
             clock=clock,
             deadlines=deadlines,
             transport=self.transport,
+            failover=self.fleet.failover,
             hot=self.hot,
             shared=self.shared,
             books=self.books,
@@ -133,6 +137,7 @@ class App:
             books=self.books,
             via_mark=via[4:],
             gate=self.gate,
+            listing=self.fleet.listing,
         )
         self.sockets = SocketRelay(self.transport.connect_websocket)
         tools = EdgeTools(
@@ -161,6 +166,7 @@ class App:
                 started=self._started,
                 metrics=self.metrics.render,
                 flights=self._flights,
+                targets=self.fleet.describe,
             ),
             AdminApi(settings.admin_token, self.vault.issuer, clock, self.log),
         )
@@ -197,6 +203,8 @@ class App:
         self._stack.push_async_callback(self.shared.close)
         self.shared.start(self.hot.purge)
         self._stack.push_async_callback(self.transport.close)
+        self._stack.push_async_callback(self.fleet.close)
+        self._adopt(self.catalogs.current)
         try:
             self._admin_listener = await loop.create_server(self.admin, settings.admin_host, settings.admin_port)
             self._stack.push_async_callback(self._close_admin)
@@ -215,8 +223,9 @@ class App:
     async def drain(self, grace_s: float) -> None:
         """Stop admitting, let what is in the air land within ``grace_s``, end the rest with an error event."""
         self.phase = "draining"
+        self.fleet.warm.stop()
         error = ProxyError(Kind.DRAINING, "The proxy is shutting down; try again.", retry_after_s=1.0)
-        self.pipeline.draining = error
+        self.pipeline.admission.draining = error
         if self.doors is not None:
             self.doors.close()
         self.server.hush()
@@ -291,6 +300,7 @@ class App:
         add("gone", 0.1, self.server.find_gone)
         add("pool", 1.0, lambda: self.transport.sweep(self.clock.now()))
         add("config", 2.0, self._reload_if_changed)
+        self.fleet.add_duties(self.janitor)
         self.vault.add_duties(self.janitor)
 
     def _reload_if_changed(self) -> None:
@@ -312,8 +322,14 @@ class App:
                 self.log.error("config_reload_failed", problems=[str(problem) for problem in result.problems])
             elif result.changed:
                 self.hot.advance()
+                self._adopt(self.catalogs.current)
                 self.shared.announce(self.catalogs.current.digest)
                 self.log.info("config_reloaded", generation=result.generation)
+
+    def _adopt(self, catalog: Catalog) -> None:
+        self.fleet.adopt(catalog)
+        for problem in catalog.warnings:
+            self.log.warning("config_warning", problem=str(problem))
 
     def _end_revoked(self, record: KeyRecord) -> None:
         """A key was revoked: whoever still reads with it gets an error as the last event."""

@@ -26,7 +26,7 @@ from proxy.telemetry.line import quoted, quoted_id, word
 from proxy.telemetry.log import AccessLog, AccessRecord
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.tallies import CallTally, Tally
-from proxy.usage_row import make_overhead_row, make_row
+from proxy.usage_row import find_provider, make_overhead_row, make_row
 from proxy.work import Work
 
 _MOST_UNPOSTED: Final = 256
@@ -206,7 +206,8 @@ class Books:
             labels = ("none", "none", "other")
         else:
             answered = 200 <= exchange.status < 300
-            labels = (located.provider, located.route.name, self.metrics.model_label(model, answered))
+            provider = find_provider(exchange.facts, located.provider)
+            labels = (provider, located.route.name, self.metrics.model_label(model, answered))
         tally = self._tallies.get(labels)
         if tally is None:
             tally = self._tallies[labels] = Tally(self.metrics, *labels)
@@ -231,26 +232,26 @@ class Books:
         if orphaned:
             self._clearance.note(self._overhead(flight, report))
         if pledge is not None:
-            paid = _paid(report, work.price) if orphaned else NOTHING
+            paid = _paid(report, work) if orphaned else NOTHING
             pledge.settle(paid.tokens, paid.picodollars)
         self._count_flight(flight, report, work)
 
     def _overhead(self, flight: Flight, report: Report) -> UsageRecord:
         """Nobody was there to pay for this call; the sum of all records is still what the upstream charges."""
         total_ms = ((report.ended_at or self._clock.now()) - report.started_at) * 1e3
-        upstream = _paid(report, flight.work.price)
+        upstream = _paid(report, flight.work)
         return make_overhead_row(flight, report, upstream, self._clock.wall(), total_ms)
 
     def _count_flight(self, flight: Flight, report: Report, work: Work) -> None:
         metrics = self.metrics
-        provider = work.plan.target.provider
+        provider = find_provider(report, work.plan.target.provider)
         metrics.coalesce_followers.observe(max(0, flight.peak - 1))
         if report.attempts:
             self._count_call(flight, report, provider)
         elif flight.error is not None and flight.ending is Ending.FAULT:
             metrics.upstream_connect_errors_total.at(flight.error.why).value += 1
         head = report.head
-        if head is not None and head.status in (401, 403) and not work.principal.own:
+        if head is not None and head.status in (401, 403) and not work.principal.own and not report.tries:
             # Nobody's request will work until the operator acts.
             self._log.error("provider_key_refused", provider=provider, status=head.status)
 
@@ -263,12 +264,13 @@ class Books:
             tally = self._calls[labels] = CallTally(self.metrics, *labels)
         why = "refresh" if work.renews else "flight" if flight.key is not None else "pass"
         tally.count(why, report.attempts)
-        if report.attempts > 1:
-            self.metrics.upstream_retries_total.at("stale_connection").value += report.attempts - 1
+        calls = sum(each.sent for each in report.tries) or 1
+        if report.attempts > calls:
+            self.metrics.upstream_retries_total.at("stale_connection").value += report.attempts - calls
         tally.duration.observe((report.ended_at or self._clock.now()) - report.started_at)
         usage = report.usage
         if usage is not None:
-            cost_usd = _paid(report, work.price).cost_usd
+            cost_usd = _paid(report, work).cost_usd
             tally.spend(usage.input_tokens, usage.output_tokens, usage.source, cost_usd)
 
     def rejected(self, error: ProxyError) -> None:
@@ -290,19 +292,19 @@ def _charge(exchange: Exchange, report: Report | None) -> tuple[Account, Usage |
     if subscription is None or report.is_gift:
         key = terms.principal.key
         policy = "each" if key is not None and key.charge == "each" else "first"
-        price = terms.catalog.prices.find(plan.model)
+        price = terms.catalog.prices.find(plan.model) if plan.routed is None else plan.routed.usual
         return save(usage, price, policy=policy), usage if policy == "each" else None, None
     flight = subscription.flight
     work: Work = flight.work
     leads = flight.payer is subscription
-    upstream = _paid(report, work.price) if leads else None
+    upstream = _paid(report, work) if leads else None
     still_read = not exchange.ended_at  # when the call was divided
     if report.parts and (leads or still_read or _got_some(exchange)):
         return _share(exchange, report, work, leads=leads), _part(usage, report.parts, leads), upstream
     if upstream is not None:
         return upstream, usage, upstream
     policy = "each" if work.charge == "each" else "first"
-    account = save(usage, work.price, whole=exchange.outcome == "ok", policy=policy)
+    account = save(usage, _price(report, work), whole=exchange.outcome == "ok", policy=policy)
     return account, usage if policy == "each" else None, None
 
 
@@ -321,11 +323,11 @@ def _got_some(exchange: Exchange) -> bool:
 def _share(exchange: Exchange, report: Report, work: Work, *, leads: bool) -> Account:
     """One of ``report.parts`` parts of the bill; the payer's takes what does not divide."""
     assert report.usage is not None
-    whole, parts = _paid(report, work.price), report.parts
+    whole, parts = _paid(report, work), report.parts
     tokens, picodollars = whole.tokens // parts, whole.picodollars // parts
     if leads:
         return Account(whole.tokens - tokens * (parts - 1), whole.picodollars - picodollars * (parts - 1))
-    alone = save(report.usage, work.price, whole=exchange.outcome == "ok")
+    alone = save(report.usage, _price(report, work), whole=exchange.outcome == "ok")
     saved_tokens, saved = alone.tokens_saved - tokens, alone.picodollars_saved - picodollars
     return Account(tokens, picodollars, max(0, saved_tokens), max(0, saved))
 
@@ -334,10 +336,18 @@ def _part(usage: Usage, parts: int, leads: bool) -> Usage:
     return divide_usage(usage, parts)[0 if leads or parts == 1 else 1]
 
 
-def _paid(report: Report, price: Price | None) -> Account:
+def _price(report: Report, work: Work) -> Price | None:
+    """Of whoever answered."""
+    if report.answered_by is not None:
+        return report.price
+    routed = work.plan.routed
+    return work.price if routed is None else routed.usual
+
+
+def _paid(report: Report, work: Work) -> Account:
     """What the call cost, worked out once for the payer's books and the flight's."""
     if report.paid is None:
-        report.paid = pay(report.usage, price)
+        report.paid = pay(report.usage, _price(report, work))
     return report.paid
 
 
@@ -365,7 +375,16 @@ def _line(exchange: Exchange, report: Report | None, account: Account, times: Ti
         f'"bytes_in":{exchange.bytes_in},"bytes_out":{exchange.bytes_out},{tokens},'
         f'"tokens_saved":{account.tokens_saved},"cost_usd":{account.cost_usd!r},"saved_usd":{account.saved_usd!r},'
         f'"error_type":{word(error.why if error is not None else None)}'
+        f"{_tries(report)}"
     )
+
+
+def _tries(report: Report | None) -> str:
+    """Whose answer it was and what was tried before, where the catalog had a choice."""
+    if report is None or report.answered_by is None:
+        return ""
+    failed = ",".join(f"{each.target}:{each.why}" for each in report.tries if each.why)
+    return f',"target":{quoted(report.answered_by.id)},"attempts":{len(report.tries)},"failed":{quoted(failed)}'
 
 
 def _standing_fields(exchange: Exchange) -> str:

@@ -13,9 +13,11 @@ from proxy.accounting.record import UsageRecord
 from proxy.accounting.spool import Spool
 from proxy.accounting.usage import Account
 from proxy.clock import Clock
+from proxy.config.prices import Price, Prices
 from proxy.errors import ProxyError
 from proxy.exchange import Exchange
 from proxy.policy.estimate import estimate
+from proxy.policy.plan import Plan
 
 
 class Clearance:
@@ -56,7 +58,7 @@ class Clearance:
         assert principal is not None
         assert located is not None
         if principal.key is not None:
-            allow(principal.key, located.route, plan.model if plan is not None else "")
+            allow(principal.key, located.route, plan.model if plan is not None else "", exchange.asked)
 
     async def wait(self, exchange: Exchange, shortage: Shortage) -> None:
         """Wait for what was short, within the settings' bounds. Raises ``ProxyError``."""
@@ -88,7 +90,7 @@ class Clearance:
             located.route,
             exchange.call,
             len(body) if isinstance(body, bytes) else 0,
-            terms.catalog.prices.find(plan.model) if plan.model else None,
+            _price_of(plan, terms.catalog.prices),
             self._assumed_output_tokens,
         )
         return self._limiter.reserve(ties, guess.tokens, guess.picodollars, priced=guess.priced)
@@ -147,3 +149,10 @@ class Clearance:
     def note(self, record: UsageRecord) -> None:
         """Put down usage that is on no exchange: of a call that nobody was left to pay for."""
         self._spool.close_record(record)
+
+
+def _price_of(plan: Plan, prices: Prices) -> Price | None:
+    """What is reserved has to do for whichever target answers."""
+    if plan.routed is not None:
+        return plan.routed.dearest
+    return prices.find(plan.model) if plan.model else None

@@ -37,6 +37,7 @@ class Exchange:
     __slots__ = (
         "accounted",
         "admitted_at",
+        "asked",
         "body",
         "bytes_in",
         "bytes_out",
@@ -72,6 +73,8 @@ class Exchange:
         self.received_at = received_at
         """Monotonic seconds at which the head was complete."""
         self.request_id = make_request_id()
+        self.asked = ""
+        """The model as the caller named it, where the catalog may know it by another name."""
         # Filled in by admit.
         self.located: Located | None = None
         self.terms: Terms | None = None

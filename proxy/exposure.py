@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from proxy.cache.shared import AiocacheShared
+from proxy.exposure_retries import expose_retries
+from proxy.exposure_upstream import expose_health
 from proxy.exposure_vault import expose_vault
 
 if TYPE_CHECKING:
@@ -20,6 +24,9 @@ def expose(app: App) -> None:
     _expose_upstream(app)
     _expose_process(app)
     _expose_pressure(app)
+    expose_health(app.fleet.health, app.metrics)
+    _expose_batches(app)
+    expose_retries(app.fleet.gates, app.fleet.credentials, app.metrics)
     expose_vault(app.vault, app.metrics)
     api = app.admin.api
     app.metrics.counter_from("admin_refused_total", lambda: api.refused if api is not None else 0)
@@ -71,6 +78,20 @@ def _expose_upstream(app: App) -> None:
 
     metrics.table_from("upstream_connections", connections)
     metrics.counter_from("dns_stale_used_total", lambda: transport.dns_stale_used)
+
+
+def _expose_batches(app: App) -> None:
+    metrics, batcher = app.metrics, app.fleet.batcher
+    for name, read in (
+        ("embedding_batches_total", batcher.counts.batches),
+        ("embedding_batched_requests_total", batcher.counts.requests),
+        ("embedding_batch_state", batcher.gauges),
+    ):
+        metrics.table_from(name, partial(_widen, read))
+
+
+def _widen(read: Callable[[], dict[tuple[str], float]]) -> dict[tuple[str, ...], float]:
+    return {(*labels,): value for labels, value in read().items()}
 
 
 def _expose_process(app: App) -> None:

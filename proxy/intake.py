@@ -21,7 +21,7 @@ from proxy.protocol.answer import AnswerHead
 from proxy.protocol.ask_usage import UsageFilter
 from proxy.protocol.faults import error_event
 from proxy.protocol.headers import private_response_headers, split_response_headers
-from proxy.protocol.message import ResponseHead
+from proxy.protocol.message import HeaderList, ResponseHead
 from proxy.protocol.missing import names_missing_model
 from proxy.protocol.routes import Shape
 from proxy.protocol.sse import SseScanner
@@ -71,8 +71,10 @@ class Intake:
         "_plan",
         "_scanner",
         "_shelf",
+        "_told",
         "_usage",
         "flight",
+        "of_our_own",
         "recording",
         "report",
     )
@@ -93,6 +95,9 @@ class Intake:
         self._scanner: SseScanner | None = None
         self._filter: UsageFilter | None = None
         self._usage: UsageReader | None = None
+        self._told: Usage | None = None
+        self.of_our_own: HeaderList = []
+        """Header lines of the proxy's that every subscriber gets with the answer."""
         self._grace: Deadline | None = None
         self.recording: Recording | None = None
         """What was stored, for the slower level."""
@@ -118,6 +123,10 @@ class Intake:
             self._end()
         flight.flush()
 
+    def tell_usage(self, usage: Usage) -> None:
+        """What the upstream reported, where the bytes of the answer are a translation and may say less."""
+        self._told = usage
+
     # -- the head --------------------------------------------------------------------------------------------
 
     def _open(self, head: ResponseHead) -> None:
@@ -130,11 +139,10 @@ class Intake:
             length = None  # it will be less by what the caller did not ask for
         encoded = b"content-encoding" in first and first[b"content-encoding"].lower() not in (b"", b"identity")
         watched = streams and plan.route.understood and head.status < 400 and not encoded
-        if plan.key is None:
-            answer = AnswerHead(head.status, private_response_headers(head), length=length, streams=streams)
-        else:
-            shared, leader_only = split_response_headers(head)
-            answer = AnswerHead(head.status, shared, leader_only, length=length, streams=streams)
+        shared, leader_only = split_response_headers(head) if plan.key else (private_response_headers(head), None)
+        if self.of_our_own:
+            shared = shared + self.of_our_own
+        answer = AnswerHead(head.status, shared, leader_only, length=length, streams=streams)
         self._answer = self.report.head = answer
         # An end that is only the connection's proves nothing, so such an answer is passed on but not kept.
         framed = b"content-length" in first or b"transfer-encoding" in first
@@ -222,7 +230,7 @@ class Intake:
             self.replay(stale, "stale-if-error")
             return
         if plan.route.reports_usage and answer.status < 300:
-            self.report.usage = usage_from_body(plan.target.dialect, plan.route.name, body)
+            self.report.usage = self._told or usage_from_body(plan.target.dialect, plan.route.name, body)
         self.flight.begin(answer)
         self.flight.append(body)
         if answer.status == 404 and plan.key is not None and names_missing_model(body, plan.model):
@@ -269,7 +277,9 @@ class Intake:
         report.ended_at = self._clock.now()
         if answer is None or answer.status >= 300 or not self._plan.route.reports_usage:
             return
-        if self._usage is not None:
+        if self._told is not None:
+            report.usage = self._told
+        elif self._usage is not None:
             report.usage = self._usage.usage()
         if report.usage is None and self.flight.tape.total_bytes:
             body = self.flight.work.body

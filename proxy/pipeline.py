@@ -3,94 +3,59 @@
 accept → authenticate → read and parse → plan → answer at once if the answer is there → look up and join in one
 tick → relay → account.
 
-`admit` takes the head, before the body is let in; `serve` takes the whole request and returns as soon as the answer
-is on its way: what follows is pushed by the flight into the relay, which calls `account` at the end. Nothing here
-awaits, so that the cache look-up, the flight look-up and the insertion are one step. The pipeline never sees a
-provider.
+`Admission.admit` takes the head, before the body is let in; `serve` takes the whole request and returns as soon as
+the answer is on its way: what follows is pushed by the flight into the relay, which calls `account` at the end.
+Nothing here awaits, so that the cache look-up, the flight look-up and the insertion are one step. The pipeline never
+sees a provider.
 """
 
 from __future__ import annotations
 
 import asyncio
-from enum import Enum
-from typing import Final, Protocol
+from collections.abc import Coroutine
+from typing import Any
 
-from proxy.access.identity import Identity, PendingKeyError
+from proxy.access.identity import Identity, demand_provider_key
 from proxy.access.limits import Shortage
 from proxy.accounting.report import Report
+from proxy.admission import Admission
 from proxy.cache.hot import Hit, HotCache
 from proxy.clearance import Clearance
 from proxy.clock import Clock
-from proxy.config.catalog import Catalog
-from proxy.config.principal import Principal
 from proxy.config.watch import CatalogHolder
+from proxy.counterparts import Bookkeeper, Client
 from proxy.errors import Kind, ProxyError
 from proxy.exchange import Exchange
 from proxy.flight.idempotency import IdempotencyIndex, Verdict
-from proxy.flight.subscription import Sink, Subscription
+from proxy.flight.subscription import Subscription
 from proxy.flight.table import Table
+from proxy.listing import Listing
 from proxy.policy.plan import Plan
-from proxy.policy.planner import Planner, Terms, decoded_for_key
+from proxy.policy.planner import Planner, Terms
 from proxy.pressure.gate import Gate
-from proxy.protocol.answer import AnswerHead
 from proxy.protocol.ask_usage import ask
-from proxy.protocol.call import Call, parse_call
-from proxy.protocol.headers import parse_controls
-from proxy.protocol.message import RequestHead
-from proxy.protocol.routes import Located, Route, locate
 from proxy.protocol.usage import Usage
+from proxy.reading import read_call
 from proxy.work import Work
-
-HELD_BODY_BYTES: Final = 64 * 1024
-"""A body of a route that is not understood is held up to this size, so that it can be sent again on a fresh
-connection; a longer one is streamed."""
-
-
-class Intent(Enum):
-    """What the lane does with a request's body."""
-
-    HOLD = "hold"
-    STREAM = "stream"
-
-
-class Client(Sink, Protocol):
-    """The other end of an exchange, as the pipeline needs it; `edge.relay.Relay` is one."""
-
-    def attach(self, subscription: Subscription, patience_s: float | None, streams: bool) -> None: ...
-
-    def answer(self, head: AnswerHead, body: bytes) -> None: ...
-
-    def fail(self, error: ProxyError) -> None: ...
-
-
-class Bookkeeper(Protocol):
-    """Where a finished exchange is counted and logged."""
-
-    def account(self, exchange: Exchange) -> None:
-        """Must not raise and must not wait."""
-
-    def bug(self, where: str, error: BaseException) -> None: ...
-
-    def rejected(self, error: ProxyError) -> None: ...
 
 
 class Pipeline:
     """Carries exchanges. One for the process; everything about a request is on its exchange."""
 
-    # Mutable state: _waiting holds the tasks of the few that wait for their budget; draining is set once.
+    # Mutable state: _waiting holds the tasks of the few that wait for their budget or a list.
     __slots__ = (
-        "_catalogs",
         "_clearance",
         "_clock",
         "_hot",
         "_idempotency",
         "_identity",
+        "_listing",
         "_planner",
         "_table",
-        "_via_mark",
         "_waiting",
+        "admission",
+        "admit",
         "books",
-        "draining",
         "gate",
     )
 
@@ -108,90 +73,23 @@ class Pipeline:
         books: Bookkeeper,
         via_mark: bytes,
         gate: Gate | None = None,
+        listing: Listing | None = None,
     ) -> None:
         self._clock = clock
-        self._catalogs = catalogs
         self._identity = identity
         self._clearance = clearance
         self._waiting: dict[Exchange, asyncio.Task[None]] = {}
+        self._listing = listing
         self._planner = planner
         self._hot = hot
         self._table = table
         self._idempotency = idempotency
         self.books = books
-        self._via_mark = via_mark
-        """This process's name in ``Via``; a request that carries it came from here."""
-        self.draining: ProxyError | None = None
+        self.admission = Admission(catalogs, identity, via_mark, gate, lists=listing is not None)
+        self.admit = self.admission.admit
+        """Takes an exchange of which there is the head; the lanes call it before the body is let in."""
         self.gate = gate
         """Who is let in when there are more requests than can be served; asked by the lanes at a request's head."""
-
-    # -- from the head alone ---------------------------------------------------------------------------------
-
-    def admit(self, exchange: Exchange) -> Intent:
-        """Say who asks for what, before the body is let in. Raises ``ProxyError`` to refuse."""
-        head = exchange.head
-        terms: Terms | None = head.terms
-        if terms is None or terms.catalog is not self._catalogs.current:
-            located = self._read(exchange)
-        else:
-            located = terms.located
-            self._look_at_the_door(exchange)
-            if terms.principal.key is None:
-                exchange.terms = terms
-                exchange.principal = terms.principal
-            else:
-                self._authenticate(exchange, located)  # the key may have been revoked or changed since
-        route = located.route
-        if route.upload:
-            return Intent.STREAM
-        if route.understood:
-            return Intent.HOLD
-        length = head.get(b"content-length")
-        if length.isdigit() and int(length) <= HELD_BODY_BYTES:
-            return Intent.HOLD
-        return Intent.STREAM if b"transfer-encoding" in head.headers or length else Intent.HOLD
-
-    def _read(self, exchange: Exchange) -> Located:
-        """What the head means, worked out and kept with it. A refusal is worked out anew each time."""
-        head = exchange.head
-        located = exchange.located = locate(head)
-        self._look_at_the_door(exchange)
-        if self._via_mark in head.get(b"via"):
-            raise ProxyError(Kind.PROXY_LOOP, "The request has passed through this proxy already.")
-        self._authenticate(exchange, located)
-        return located
-
-    def _authenticate(self, exchange: Exchange, located: Located) -> None:
-        catalog = self._catalogs.current
-        try:
-            principal = self._identity.authenticate(exchange.head, located.provider, catalog)
-        except PendingKeyError as pending:
-            exchange.wait = self._identify(exchange, located, catalog, pending)
-        else:
-            self._agree(exchange, located, catalog, principal)
-
-    def _look_at_the_door(self, exchange: Exchange) -> None:
-        """Raise ``ProxyError`` if nobody is let in any more, or not now. One error for all must not collect their
-        frames."""
-        exchange.located = exchange.located or exchange.head.terms.located
-        if self.draining is not None:
-            raise self.draining.with_traceback(None)
-        if self.gate is not None and (busy := self.gate.admit(exchange.received_at)) is not None:
-            raise busy.with_traceback(None)
-
-    async def _identify(
-        self, exchange: Exchange, located: Located, catalog: Catalog, pending: PendingKeyError
-    ) -> None:
-        """The key is not in memory: the one look-up that a request waits for. Raises ``ProxyError``."""
-        self._agree(exchange, located, catalog, await pending.resolve())
-
-    def _agree(self, exchange: Exchange, located: Located, catalog: Catalog, principal: Principal) -> None:
-        head = exchange.head
-        terms: Terms | None = head.terms
-        if terms is None or terms.catalog is not catalog or terms.principal is not principal:
-            terms = head.terms = Terms(head, located, parse_controls(head), principal, catalog)
-        exchange.terms = terms
-        exchange.principal = principal
 
     # -- the whole request -----------------------------------------------------------------------------------
 
@@ -218,18 +116,32 @@ class Pipeline:
         exchange.plan = self.plan(exchange)
         shortage = self._clearance.ask(exchange)
         if shortage is None:
-            self._go_on(exchange, client)
-        else:
-            waiting = asyncio.get_running_loop().create_task(self._wait(exchange, client, shortage))
-            self._waiting[exchange] = waiting
-            waiting.add_done_callback(lambda _: self._waiting.pop(exchange, None))
-
-    async def _wait(self, exchange: Exchange, client: Client, shortage: Shortage) -> None:
-        """A budget's lease or a shared limit has to be asked for: the one other look-up that a request waits for."""
-        try:
-            await self._clearance.wait(exchange, shortage)
-            if not exchange.accounted:
+            if exchange.terms is not None and exchange.terms.lists:
+                self._list(exchange, client, exchange.terms)
+            else:
                 self._go_on(exchange, client)
+        else:
+            self._wait(exchange, client, self._obtain(exchange, client, shortage))
+
+    async def _obtain(self, exchange: Exchange, client: Client, shortage: Shortage) -> None:
+        """A budget's lease or a shared limit has to be asked for."""
+        await self._clearance.wait(exchange, shortage)
+        if exchange.accounted:
+            return
+        if exchange.terms is not None and exchange.terms.lists:
+            self._list(exchange, client, exchange.terms)
+        else:
+            self._go_on(exchange, client)
+
+    def _wait(self, exchange: Exchange, client: Client, step: Coroutine[Any, Any, None]) -> None:
+        """Go on when ``step`` is done; it ends with the exchange."""
+        waiting = asyncio.get_running_loop().create_task(self._carry(exchange, client, step))
+        self._waiting[exchange] = waiting
+        waiting.add_done_callback(lambda _: self._waiting.pop(exchange, None))
+
+    async def _carry(self, exchange: Exchange, client: Client, step: Coroutine[Any, Any, None]) -> None:
+        try:
+            await step
         except ProxyError as error:
             client.fail(error)
         except Exception as bug:  # noqa: BLE001 - as in `serve`
@@ -248,6 +160,33 @@ class Pipeline:
         self._clearance.open(exchange)
         self._join(exchange, client, plan)
 
+    def _list(self, exchange: Exchange, client: Client, terms: Terms) -> None:
+        """Say what the caller may name here. Raises ``ProxyError``."""
+        assert self._listing is not None
+        renew = terms.controls.cache == "refresh" or terms.controls.max_age_s == 0
+        query = exchange.head.query
+        listed = self._listing.look(terms.catalog, terms.principal, terms.located, query, renew=renew)
+        if listed is None:
+            self._wait(exchange, client, self._list_later(exchange, client, terms, renew))
+        else:
+            self._clearance.open_hit(exchange)
+            exchange.role = "local"
+            client.answer(listed.head, listed.body)
+
+    async def _list_later(self, exchange: Exchange, client: Client, terms: Terms, renew: bool) -> None:
+        """The providers' lists have to be fetched first; where they say nothing, the provider asked answers."""
+        assert self._listing is not None
+        query = exchange.head.query
+        listed = await self._listing.wait(terms.catalog, terms.principal, terms.located, query, renew=renew)
+        if exchange.accounted:
+            return
+        if listed is None:
+            self._go_on(exchange, client)
+            return
+        self._clearance.open_hit(exchange)
+        exchange.role = "local"
+        client.answer(listed.head, listed.body)
+
     def _may_have(self, exchange: Exchange, plan: Plan, key: bytes) -> bool:
         """Whether the hot cache is worth a look: the plan reads it, or it said a moment ago that there is no such
         model."""
@@ -259,12 +198,14 @@ class Pipeline:
         return plan.sharing.joins and not wary and self._hot.is_missing(key, self._clock.now())
 
     def plan(self, exchange: Exchange) -> Plan:
-        """Read what is asked for and decide everything about it. Raises ``ProxyError`` for what cannot be read."""
+        """Read what is asked for and decide everything about it. Raises ``ProxyError`` for what cannot be read and
+        for what the caller's credential is no good for."""
         terms, head = exchange.terms, exchange.head
         assert terms is not None
-        body = exchange.body if type(exchange.body) is bytes else None
-        call = exchange.call = None if body is None else _parse(terms.located.route, head, body)
+        call, body = read_call(exchange, terms)
         plan = self._planner.plan(head, terms, call, body)
+        if plan.routed is None and terms.principal.lacks and not terms.lists:
+            demand_provider_key(terms.principal, terms.located.provider)
         if plan.asks_usage and body is not None:
             exchange.body = ask(body)
         return plan
@@ -343,7 +284,7 @@ class Pipeline:
     def _work(self, plan: Plan, exchange: Exchange, *, renews: bool = False) -> Work:
         terms = exchange.terms
         assert terms is not None
-        price = terms.catalog.prices.find(plan.model) if plan.model else None
+        price = terms.catalog.prices.find(plan.model) if plan.model and plan.routed is None else None
         return Work(plan, exchange.body, self._hot.generation, price, terms.principal, renews)
 
     def _check_idempotency(self, plan: Plan) -> None:
@@ -410,13 +351,6 @@ class Pipeline:
 
     def count_rejection(self, error: ProxyError) -> None:
         self.books.rejected(error)
-
-
-def _parse(route: Route, head: RequestHead, body: bytes) -> Call | None:
-    if not route.has_json_body:
-        return None
-    text = decoded_for_key(head, body)
-    return None if text is None else parse_call(route, text)
 
 
 def _is_other_body(exchange: Exchange, subscription: Subscription) -> bool:

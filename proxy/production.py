@@ -1,6 +1,7 @@
 """The life of one flight: from a plan to a sealed tape.
 
-shared-cache look-up → the upstream call, whose bytes `Intake` puts on the tape → store.
+shared-cache look-up → the upstream call, or attempts over the model's targets, whose bytes `Intake` puts on the tape
+→ store.
 
 Production never sees a client. Where an upstream connection is idle the request leaves in the tick that asks for it,
 and the transport calls back at the end (`launch`); otherwise a task waits for a connection, a shared cache, and the
@@ -19,10 +20,11 @@ from proxy.cache.recording import Recording
 from proxy.cache.shared import SharedCache
 from proxy.clock import Clock, Deadlines
 from proxy.errors import Kind, ProxyError
+from proxy.failover.failover import Failover
 from proxy.flight.flight import Ending, Flight, Phase
 from proxy.intake import Intake
 from proxy.policy.plan import Plan
-from proxy.upstream.base import Call, Origin, Patience, Transport, UpstreamRequest
+from proxy.upstream.base import Call, Origin, Over, Patience, Transport, UpstreamRequest
 from proxy.work import Work
 
 
@@ -43,6 +45,7 @@ class Production:
         "_clock",
         "_connect_s",
         "_deadlines",
+        "_failover",
         "_hot",
         "_origins",
         "_patiences",
@@ -57,16 +60,19 @@ class Production:
         clock: Clock,
         deadlines: Deadlines,
         transport: Transport,
+        failover: Failover | None = None,
         hot: HotCache,
         shared: SharedCache,
         books: FlightBooks,
         finished: Callable[[Flight], None],
         connect_s: float = 5.0,
     ) -> None:
-        """``finished`` is told of the end of each flight that `launch` began."""
+        """``failover`` carries what the catalog routes. ``finished`` is told of the end of each flight that `launch`
+        began."""
         self._clock = clock
         self._deadlines = deadlines
         self._transport = transport
+        self._failover = failover
         self._hot = hot
         self._shared = shared
         self._books = books
@@ -85,7 +91,7 @@ class Production:
         intake = Intake(flight, report, self, self._clock, self._deadlines)
         direct = DirectFlight(self, flight, intake)
         try:
-            direct.call = self._transport.start(self._request(work), intake, self._patience(work.plan), direct.over)
+            direct.call = self._start(work, flight, intake, direct.over)
         except ProxyError:
             pass  # `run` meets the same and has somebody to tell
         except Exception as bug:  # noqa: BLE001 - whoever joins meanwhile must not wait for nothing
@@ -94,6 +100,13 @@ class Production:
             return direct
         flight.report = None  # it has not begun, and may be stopped before it has: no account can wait for its end
         return None
+
+    def _start(self, work: Work, flight: Flight, intake: Intake, over: Over) -> Call | None:
+        if work.plan.routed is None:
+            return self._transport.start(self._request(work), intake, self._patience(work.plan), over)
+        assert self._failover is not None
+        assert isinstance(work.body, bytes)
+        return self._failover.start(flight, intake, work.body, over)
 
     async def run(self, flight: Flight) -> None:
         """Fill ``flight``. It is sealed when this returns, however it went."""
@@ -138,7 +151,12 @@ class Production:
                 if self._is_fresh(recording, plan):  # an outlived one only stands in for a failing upstream
                     intake.replay(recording, "shared")
                     return
-        await self._transport.exchange(self._request(work), intake, self._patience(plan))
+        if plan.routed is None:
+            await self._transport.exchange(self._request(work), intake, self._patience(plan))
+        else:
+            assert isinstance(work.body, bytes)
+            assert self._failover is not None
+            await self._failover.fly(flight, intake, work.body)
         current = work.generation == self._hot.generation  # no purge was learnt since the answer was kept
         if flight.phase is Phase.FILLING and intake.recording is not None and plan.key is not None and current:
             await self._shared.put(plan.key, intake.recording, plan.caching.keeps_s)

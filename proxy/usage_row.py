@@ -31,7 +31,7 @@ def make_row(  # noqa: PLR0917 - by position, for each request
         principal.key_id if principal is not None else "",
         key.tenant if key is not None else "",
         key.team if key is not None else "",
-        located.provider if located is not None else "none",
+        find_provider(report, located.provider) if located is not None else "none",
         located.route.name if located is not None else "none",
         plan.model if plan is not None else "",
         exchange.role,
@@ -65,7 +65,7 @@ def make_overhead_row(flight: Flight, report: Report, upstream: Account, at: flo
         principal.key_id,
         key.tenant if key is not None else "",
         key.team if key is not None else "",
-        plan.target.provider,
+        find_provider(report, plan.target.provider),
         plan.route.name,
         plan.model,
         "refresh" if work.renews else "none",
@@ -87,3 +87,8 @@ def make_overhead_row(flight: Flight, report: Report, upstream: Account, at: flo
         flight.id,
         ",".join(key.tags) if key is not None and key.tags else "",
     )
+
+
+def find_provider(report: Report | None, asked: str) -> str:
+    """Who answered, where the catalog had a choice; else who was asked."""
+    return asked if report is None or report.answered_by is None else report.answered_by.provider.name

@@ -72,8 +72,9 @@ class Identity:
     def authenticate(self, head: RequestHead, provider: str, keys: ProviderKeys) -> Principal:
         """The principal of a request to ``provider``.
 
-        Raises ``ProxyError`` (``INVALID_KEY``; ``AUTH_UNAVAILABLE`` when keys cannot be checked; ``FORBIDDEN`` where
-        no provider key is configured for a virtual key) and ``PendingKeyError`` for a key that has to be waited for.
+        Raises ``ProxyError`` (``INVALID_KEY``; ``AUTH_UNAVAILABLE`` when keys cannot be checked) and
+        ``PendingKeyError`` for a key that has to be waited for. Where no provider key is configured for a virtual
+        key, the principal ``lacks`` it; see `demand_provider_key`.
         """
         name, value = _presented(head)
         # A client without a key sends "Bearer ", of which the parser leaves "Bearer".
@@ -87,7 +88,7 @@ class Identity:
                 raise unknown_key()
         if self._required:
             raise _key_required(named=bool(token))
-        own = bool(token) and token not in keys.placeholder_keys
+        own = brought = bool(token) and token not in keys.placeholder_keys
         credential: HeaderList = [(name, value)] if name else []
         if not own and (configured := keys.provider_key(provider)):
             credential = [_credential(_header_for(provider, name, head), configured)]
@@ -101,6 +102,7 @@ class Identity:
             credential=credential,
             credential_id=used,
             own=own,
+            brought=brought,
         )
 
     # -- virtual keys ----------------------------------------------------------------------------------------
@@ -144,18 +146,23 @@ class Identity:
 
     def _make_principal(self, record: KeyRecord, provider: str, header: bytes, keys: ProviderKeys) -> Principal:
         configured = keys.provider_key(provider)
-        if not configured:
-            text = f"No key for {provider} is configured here, so a Sameflight key cannot be used for it."
-            raise ProxyError(Kind.FORBIDDEN, text, why="no_provider_key")
-        credential = _credential(header, configured)
+        credential = _credential(header, configured) if configured else (b"", b"")
         return Principal(
             scope=digest16(self._secret, b"scope", scope_of(record, provider)),
             key_id=record.id,
-            credential=[credential],
+            credential=[credential] if configured else [],
             credential_id=digest16(self._secret, b"credential", credential[1]),
             own=False,
+            lacks=not configured,
             key=record,
         )
+
+
+def demand_provider_key(principal: Principal, provider: str) -> None:
+    """Raise ``ProxyError(FORBIDDEN)`` if a virtual key came for a provider that has no key here."""
+    if principal.lacks:
+        text = f"No key for {provider} is configured here, so a Sameflight key cannot be used for it."
+        raise ProxyError(Kind.FORBIDDEN, text, why="no_provider_key")
 
 
 def scope_of(record: KeyRecord, provider: str) -> bytes:

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from proxy.accounting.usage import Account
+from proxy.config.models import ModelTarget
+from proxy.config.prices import Price
 from proxy.protocol.answer import AnswerHead
 from proxy.protocol.usage import Usage
+
+
+class Try(NamedTuple):
+    """One call at one target."""
+
+    target: str
+    why: str
+    """Why it was not the answer: a low-cardinality word; empty where it was."""
+    sent: bool
+    """The request was put on a connection there."""
 
 
 class Report:
@@ -14,6 +28,7 @@ class Report:
     """
 
     __slots__ = (
+        "answered_by",
         "attempts",
         "booked",
         "ended_at",
@@ -21,10 +36,12 @@ class Report:
         "head_at",
         "paid",
         "parts",
+        "price",
         "remark",
         "request_sent_at",
         "started_at",
         "stored",
+        "tries",
         "usage",
     )
 
@@ -43,6 +60,13 @@ class Report:
         """Among how many the call is divided, where it is (`split`)."""
         self.attempts = 0
         """Times the request was put on a connection."""
+        self.tries: list[Try] = []
+        """Calls that were made for it at targets of the catalog, in order; empty where it had only one place to
+        go."""
+        self.answered_by: ModelTarget | None = None
+        """Whose answer this is; the last that was tried where there is none."""
+        self.price: Price | None = None
+        """Of ``answered_by``."""
         self.stored = False
         """The answer was written to the hot cache."""
         self.remark = ""

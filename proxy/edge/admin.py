@@ -32,6 +32,7 @@ class Views(NamedTuple):
     started: Callable[[], Health]
     metrics: Callable[[list[str]], tuple[bytes, str]]
     flights: Callable[[], dict[str, Any]]
+    targets: Callable[[], dict[str, Any]]
 
 
 class AdminServer(web.Server):
@@ -68,7 +69,9 @@ class AdminServer(web.Server):
             return web.Response(body=body, headers={"Content-Type": content_type})
         if request.path == "/flights":
             return _json(200, self._views.flights())
-        return _json(404, {"error": "no such page", "pages": [*self._probes, "/metrics", "/flights"]})
+        if request.path == "/targets":
+            return _json(200, self._views.targets())
+        return _json(404, {"error": "no such page", "pages": [*self._probes, "/metrics", "/flights", "/targets"]})
 
 
 def _json(status: int, value: dict[str, Any]) -> web.Response:

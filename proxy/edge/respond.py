@@ -31,8 +31,12 @@ _CACHE_STATUS: Final = {
 # As text and encoded at the end: a quarter quicker than as bytes, and so is ``%`` than its successors.
 _EXCHANGE_LINES: Final = (
     "x-sameflight-request-id: %s\r\n%sx-response-time: %.1fms\r\n"
-    "server-timing: queue;dur=%.2f, upstream;dur=%.2f, proxy;dur=%.2f\r\n"
+    "server-timing: queue;dur=%.2f, upstream;dur=%.2f, proxy;dur=%.2f%s\r\n"
 )
+
+
+# What a quoted string may not hold (RFC 9110, 5.6.4).
+_NOT_QUOTABLE: Final = dict.fromkeys((*range(32), 127, ord('"'), ord("\\")), "?")
 
 
 class DateLine:
@@ -67,8 +71,15 @@ def exchange_lines(exchange: Exchange, now: float) -> bytes:
         queue_ms,
         upstream_ms,
         max(0.0, total_ms - queue_ms - upstream_ms),
+        "" if report is None or report.answered_by is None else _choice(report, report.answered_by.id),
     )
     return lines.encode()
+
+
+def _choice(report: Report, target: str) -> str:
+    """Whose answer it is and how many were asked, where the catalog had a choice."""
+    name = target.translate(_NOT_QUOTABLE) if target.isascii() else ascii(target).translate(_NOT_QUOTABLE)
+    return f', target;desc="{name}", attempts;desc="{len(report.tries)}"'
 
 
 def _cache_status(exchange: Exchange, report: Report | None) -> str:

@@ -13,6 +13,7 @@ from aiohttp import web
 from aiohttp.http import RawRequestMessage
 from aiohttp.web_protocol import RequestHandler
 
+from proxy.admission import Intent
 from proxy.clock import Clock
 from proxy.edge.body import BodyLimits, Upload, read_whole, too_large
 from proxy.edge.connection import MAX_LINE_BYTES, Connection, Written
@@ -23,7 +24,7 @@ from proxy.edge.sockets import PARTING_S
 from proxy.edge.websocket import SocketRelay, refusal_of
 from proxy.errors import Kind, ProxyError
 from proxy.exchange import Exchange
-from proxy.pipeline import Intent, Pipeline
+from proxy.pipeline import Pipeline
 from proxy.protocol.answer import AnswerHead
 from proxy.protocol.message import RequestHead, make_request_head
 from proxy.protocol.routes import Located, locate

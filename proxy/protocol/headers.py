@@ -354,6 +354,24 @@ def private_response_headers(head: ResponseHead) -> HeaderList:
     return _sort_out(head.headers, _PRIVATE_RESPONSE_VERDICTS)[0]
 
 
+def without_framing(headers: HeaderList) -> HeaderList:
+    """The headers of a response that stay true when its body becomes another one."""
+    return [header for header in headers if header[0] not in _OF_THE_BODY]
+
+
+_OF_THE_BODY: Final = frozenset(
+    (
+        b"content-type",
+        b"content-length",
+        b"content-encoding",
+        b"content-md5",
+        b"digest",
+        b"etag",
+        b"transfer-encoding",
+    )
+)
+
+
 def _sort_out(headers: HeaderList, verdicts: _Verdicts) -> tuple[HeaderList, HeaderList]:
     """(shared, for the leader), without nominated headers and without values that hold control characters."""
     shared = [header for header in headers if verdicts[header[0]] == _SHARED]

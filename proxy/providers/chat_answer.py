@@ -23,7 +23,7 @@ from proxy.protocol.sse import SseEvent
 from proxy.protocol.usage import Usage, UsageReader
 from proxy.providers.base import Asked, Fields, dump, index_in, items_in, parse_object, words_in
 from proxy.providers.faults import cut_off, fault_in_object, fault_members
-from proxy.providers.folding import Choice, Piece, fold
+from proxy.providers.folding import Choice, Piece, fold, join_logprobs
 from proxy.providers.splitter import Splitter, TooLargeError
 
 _REASONS: Final = {
@@ -236,8 +236,9 @@ class ChatWriter:
     """Chunks for one caller."""
 
     # Mutable, written by `write`: _frame since the answer began, _told the choices whose role was told, _usage the
-    # last report, _thoughts choice -> the thought that is being told, _proofs choice -> thoughts that are complete.
-    __slots__ = ("_asked", "_frame", "_proofs", "_thoughts", "_told", "_usage")
+    # last report, _thoughts choice -> the thought that is being told, _proofs choice -> thoughts that are complete,
+    # _bare (choice, slot) of calls without arguments so far.
+    __slots__ = ("_asked", "_bare", "_frame", "_proofs", "_thoughts", "_told", "_usage")
 
     def __init__(self, asked: Asked) -> None:
         self._asked = asked
@@ -246,6 +247,7 @@ class ChatWriter:
         self._usage: Usage | None = None
         self._thoughts: dict[int, list[str]] = {}
         self._proofs: dict[int, int] = {}
+        self._bare: set[tuple[int, int]] = set()
 
     def write(self, event: Event) -> bytes:
         if isinstance(event, Head):
@@ -254,7 +256,7 @@ class ChatWriter:
                 self._frame["usage"] = None
             return self._tell_role(0)
         if isinstance(event, Finish):
-            return self._chunk(event.choice, {}, _WORDS[event.reason])
+            return self._fill_calls(event) + self._chunk(event.choice, {}, _WORDS[event.reason])
         if isinstance(event, UsageReport):
             self._usage = event.usage
             return b""
@@ -280,6 +282,10 @@ class ChatWriter:
         if isinstance(event, Delta):
             return {"content": event.text}
         if isinstance(event, ToolDelta):
+            if event.arguments:
+                self._bare.discard((event.choice, event.slot))
+            elif event.id:
+                self._bare.add((event.choice, event.slot))
             return {"tool_calls": [_call_delta(event)]}
         if isinstance(event, Thought):
             self._thoughts.setdefault(event.choice, []).append(event.text)
@@ -291,6 +297,14 @@ class ChatWriter:
             text = "".join(self._thoughts.pop(event.choice, ()))
             return {"thinking_blocks": [{"index": number, **_proof_block(text, event.signature, event.redacted)}]}
         return {"refusal": event.text}
+
+    def _fill_calls(self, event: Finish) -> bytes:
+        """An empty object for calls that have no arguments: callers parse them as JSON, and OpenAI sends it."""
+        if event.reason is not Reason.TOOLS:
+            return b""
+        bare = sorted(slot for choice, slot in self._bare if choice == event.choice)
+        deltas = [{"tool_calls": [{"index": slot, "function": {"arguments": "{}"}}]} for slot in bare]
+        return b"".join([self._chunk(event.choice, delta, None) for delta in deltas])
 
     def _tell_usage(self) -> bytes:
         if not self._asked.wants_usage or self._usage is None:
@@ -348,7 +362,7 @@ def chat_body(events: list[Event], asked: Asked) -> bytes:
         {
             "index": index,
             "message": _message_of(choice),
-            "logprobs": _join_logprobs(choice.logprobs),
+            "logprobs": join_logprobs(choice.logprobs),
             "finish_reason": _WORDS[choice.finish.reason],
         }
         for index, choice in answer.ordered()
@@ -382,17 +396,3 @@ def _whole_call(call: Piece) -> Fields:
     if call.signature:
         said["extra_content"] = {"google": {"thought_signature": call.signature}}
     return said
-
-
-def _join_logprobs(parts: list[Any]) -> Any:
-    """The log probabilities of all deltas in one list, as a whole answer has them."""
-    if not parts:
-        return None
-    joined: Fields = {}
-    for part in parts:
-        for name, values in part.items() if type(part) is dict else ():
-            if type(values) is list:
-                joined[name] = (joined.get(name) or []) + values
-            else:
-                joined.setdefault(name, values)
-    return joined

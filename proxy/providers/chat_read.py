@@ -173,7 +173,10 @@ def _read_assistant(message: Fields, at: str, conversation: Conversation) -> Tur
     for index, call in enumerate(list_at(message.get("tool_calls"), f"{at}.tool_calls")):
         place = f"{at}.tool_calls[{index}]"
         blocks.append(_read_call(object_at(call, place), place, conversation))
-    return Turn("assistant", blocks, at, rest_of(message, _ASSISTANT))
+    extra = rest_of(message, _ASSISTANT)
+    if extra.get("prefix") is False:
+        del extra["prefix"]  # Mistral's SDK says so of every turn
+    return Turn("assistant", blocks, at, extra)
 
 
 def _read_thoughts(message: Fields, at: str, conversation: Conversation) -> list[Block]:
@@ -217,13 +220,17 @@ def _read_call(call: Fields, at: str, conversation: Conversation) -> ToolUse:
     )
 
 
+# The name is the call's, which the id says already; some servers refuse it here.
+_RESULT: Final = frozenset(("role", "content", "tool_call_id", "name")) | _CACHE
+
+
 def _read_result(message: Fields, at: str, conversation: Conversation) -> None:
     result = ToolResult(
         text_at(message.get("tool_call_id"), f"{at}.tool_call_id"),
         _read_content(message.get("content"), f"{at}.content", conversation),
         at=at,
         cache=mark_of(message, at, conversation),
-        extra=rest_of(message, frozenset(("role", "content", "tool_call_id")) | _CACHE),
+        extra=rest_of(message, _RESULT),
     )
     turns = conversation.turns
     if turns and _ends_in_result(turns[-1]):

@@ -206,9 +206,10 @@ class _Turns:
         else:
             messages = self._write_user(turn)
         extra = turn.extra
-        if "name" in extra and not self._profile.names:
-            self._draft.report(f"{turn.at}.name")
-            extra = {name: value for name, value in extra.items() if name != "name"}
+        for name, known in (("name", self._profile.names), ("prefix", self._profile.prefix)):
+            if name in extra and not known:
+                self._draft.report(f"{turn.at}.{name}")
+                extra = {other: value for other, value in extra.items() if other != name}
         self._draft.keep(extra, turn.at, messages[-1])
         return messages
 

@@ -173,6 +173,8 @@ def _cause_of(status: int, codes: list[str], message: str) -> Cause:
     if cause is None:
         fallback = Cause.FAILED if status >= 500 or not status else Cause.BAD_REQUEST
         cause = _BY_STATUS.get(status, fallback)
+    elif cause is Cause.FAILED and status > 500:
+        cause = _BY_STATUS.get(status, cause)  # "server_error" says less than 503
     if cause in (Cause.BAD_REQUEST, Cause.TOO_LARGE, Cause.FAILED):
         # llama.cpp and TGI call even a prompt that is too long their own failure.
         if _TOO_LONG.search(message):

@@ -124,3 +124,17 @@ def fold(events: list[Event]) -> Answer:
     for event in events:
         answer.add(event)
     return answer
+
+
+def join_logprobs(parts: list[Any]) -> Any:
+    """The log probabilities of all deltas in one list, as a whole answer has them."""
+    if not parts:
+        return None
+    joined: dict[str, Any] = {}
+    for part in parts:
+        for name, values in part.items() if type(part) is dict else ():
+            if type(values) is list:
+                joined[name] = (joined.get(name) or []) + values
+            else:
+                joined.setdefault(name, values)
+    return joined

@@ -123,8 +123,8 @@ class GeminiReader:
         if type(said) is str and said and said != "FINISH_REASON_UNSPECIFIED":
             self._finished = True
             reason = _REASONS.get(said, Reason.BROKEN)
-            if reason is Reason.STOP and self._calls.get(choice):
-                reason = Reason.TOOLS
+            if (reason is Reason.STOP or said == "FUNCTION_CALL") and self._calls.get(choice):
+                reason = Reason.TOOLS  # Google itself says "STOP", servers that take its place may say more
             events.append(Finish(reason, choice))
         return events
 

@@ -16,6 +16,7 @@ from proxy.providers.chat_read import FAMILY, read_chat
 from proxy.providers.chat_write import write_chat
 from proxy.providers.faults import classify, fault_members
 from proxy.providers.relay import relay_body
+from proxy.providers.whole_calls import WholeCalls
 
 _MISTRAL: Final = Profile(
     options=MappingProxyType(
@@ -67,7 +68,8 @@ class Mistral:
         return events_of_chat(body)
 
     def writer(self, asked: Asked) -> Writer:
-        return ChatWriter(asked._replace(wants_usage=True))  # every stream of this vendor tells it
+        # Every stream of this vendor tells its usage, and its calls whole: its SDK refuses a piece without a name.
+        return WholeCalls(ChatWriter(asked._replace(wants_usage=True)))
 
     def body_of(self, events: list[Event], asked: Asked) -> bytes:
         return chat_body(events, asked)

@@ -51,3 +51,15 @@ class Responses:
 
     def fault_body(self, fault: Fault, request_id: str) -> tuple[int, bytes]:
         return fault.cause.value.openai_status, dump({"error": fault_members(fault)})
+
+
+class AzureResponses(Responses):
+    """The same at Azure: its own path and header."""
+
+    name = "azure"
+
+    def relay_request(self, body: bytes, fields: Fields, form: Form) -> Encoding:
+        return super().relay_request(body, fields, form)._replace(path="/openai/v1/responses")
+
+    def credential(self, key: str) -> HeaderList:
+        return [(b"api-key", key.encode())]

@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from proxy.protocol.conversation import Conversation
-from proxy.protocol.events import Declined, Delta, End, Event, Fault, ToolDelta, UsageReport
+from proxy.protocol.events import Declined, Delta, End, Event, Fault, Thought, ToolDelta, UsageReport
 from proxy.protocol.usage import Usage
 from proxy.providers.base import Asked, Encoding, Fields, Form, Provider
 
@@ -50,7 +50,7 @@ class Decoder:
         self.fault: Fault | None = None
         """Why the answer is not complete; the caller's error event was written."""
         self.has_content = False
-        """Text or a tool call was told: from here on the answer cannot be tried elsewhere."""
+        """Text, a thought or a tool call was told: from here on the answer cannot be tried elsewhere."""
         self.ended = False
         """The end or the fault was written."""
         self.events = 0
@@ -71,6 +71,8 @@ class Decoder:
         if isinstance(event, (Delta, ToolDelta, Declined)):
             self.has_content = True
             self.events += 1
+        elif isinstance(event, Thought):
+            self.has_content = True
         elif isinstance(event, UsageReport):
             self.usage = event.usage
         elif isinstance(event, Fault):

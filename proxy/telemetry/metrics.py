@@ -205,6 +205,7 @@ class Metrics:
     upstream_retries_total: Counts
     upstream_connections: Counts
     dns_stale_used_total: Count
+    embedding_batch_size: Histogram
     flights_total: Counts
     flights_in_air: Count
     flight_subscribers: Count

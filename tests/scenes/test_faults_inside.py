@@ -113,7 +113,7 @@ async def test_a_fault_after_joining_leaves_no_reader_behind(monkeypatch: pytest
 
 async def test_one_refusal_for_all_collects_no_frames(stage: Stage) -> None:
     """The error of a draining proxy is raised again and again, and must not hold on to every request it refused."""
-    error = stage.app.pipeline.draining = ProxyError(Kind.DRAINING, "The proxy is shutting down.")
+    error = stage.app.pipeline.admission.draining = ProxyError(Kind.DRAINING, "The proxy is shutting down.")
     lengths = []
     for _ in range(10):
         await (await stage.ask(chat())).read_end()

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, cast
 
 import orjson
 
+from proxy.admission import Intent
 from proxy.clock import Deadlines
 from proxy.edge.body import BodyLimits, Upload
 from proxy.edge.lane import Lane
@@ -15,7 +16,7 @@ from proxy.edge.relay import EdgeTools, Relay
 from proxy.edge.server import DataServer
 from proxy.errors import ProxyError
 from proxy.exchange import Exchange
-from proxy.pipeline import Intent, Pipeline
+from proxy.pipeline import Pipeline
 from proxy.protocol.answer import AnswerHead
 from proxy.protocol.routes import locate
 from tests.fakes.clock import FrozenClock

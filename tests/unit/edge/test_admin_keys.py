@@ -34,7 +34,7 @@ class Rig:
         self.store = store
         self.log = QuietLog()
         self.api = AdminApi(token, Issuer(store, DIGESTER, Clock()), Clock(), self.log, **options)
-        views = Views(health, health, health, lambda _: (b"", "text/plain"), dict)
+        views = Views(health, health, health, lambda _: (b"", "text/plain"), dict, dict)
         self.server = AdminServer(views, self.api)
         self.port = 0
 

@@ -91,7 +91,7 @@ class Provider:
     idle_s: float = 0.0
     total_s: float = 0.0
     max_in_flight: int = 0
-    """Calls of this process there at a time; 0: no bound but the adaptive one."""
+    """Calls of this process to each of its models at a time; 0: no bound but the adaptive one."""
     max_queue: int = DEFAULT_QUEUE
     """Calls that may wait for one of those places; 0: none."""
     queue_s: float = DEFAULT_QUEUE_S

@@ -6,8 +6,13 @@ import re
 import tomllib
 from pathlib import Path
 
+import msgspec
+import pytest
+
+from proxy.config.schema import BatchingFile, HedgingFile, ModelFile, ProviderFile, TargetFile
 from proxy.config.settings import describe_settings
 from proxy.errors import Kind
+from proxy.providers.carriage import CARRIAGE, render_answers, render_requests
 from proxy.telemetry.metrics import describe_series
 
 REPO = Path(__file__).parents[2]
@@ -29,6 +34,26 @@ def test_every_setting_is_in_readme_with_its_default_and_meaning() -> None:
 def test_every_series_is_in_readme() -> None:
     """The table is the one the code makes."""
     assert section("series") == describe_series().strip()
+
+
+def test_what_translation_carries_is_in_readme() -> None:
+    """The tables are those that the dialects are held to."""
+    text = section("carriage")
+
+    assert render_answers().strip() in text
+    assert [caller for caller in CARRIAGE if render_requests(caller).strip() not in text] == ["gemini"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "prefix"),
+    [(ProviderFile, ""), (ModelFile, ""), (TargetFile, ""), (HedgingFile, "hedging."), (BatchingFile, "batching.")],
+)
+def test_every_key_of_the_catalog_file_is_in_readme(shape: type[msgspec.Struct], prefix: str) -> None:
+    """A key that nobody can read about is a key that nobody uses."""
+    rows = "".join(re.findall(r"^\| (`.*?`) \| ", README.split("## Configuration")[1], re.MULTILINE))
+    names = [f"`{prefix}{field.name}`" for field in msgspec.structs.fields(shape)]
+
+    assert [name for name in names if name not in rows and name not in ("`hedging`", "`batching`")] == []
 
 
 def test_every_error_that_a_client_can_see_is_in_readme() -> None:

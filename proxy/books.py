@@ -384,7 +384,9 @@ def _tries(report: Report | None) -> str:
     if report is None or report.answered_by is None:
         return ""
     failed = ",".join(f"{each.target}:{each.why}" for each in report.tries if each.why)
-    return f',"target":{quoted(report.answered_by.id)},"attempts":{len(report.tries)},"failed":{quoted(failed)}'
+    left_out = f',"left_out":{quoted(report.left_out)}' if report.left_out else ""
+    target = quoted(report.answered_by.id)
+    return f',"target":{target},"attempts":{len(report.tries)},"failed":{quoted(failed)}{left_out}'
 
 
 def _standing_fields(exchange: Exchange) -> str:

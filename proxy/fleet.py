@@ -17,7 +17,7 @@ from proxy.providers.kinds import make_providers
 from proxy.telemetry.metrics import Metrics
 from proxy.upstream.batching import Batcher
 from proxy.upstream.credentials import Credentials
-from proxy.upstream.health import Health, TargetLimits
+from proxy.upstream.health import Health, TargetHealth, TargetLimits
 from proxy.upstream.outbound import Outbound
 from proxy.upstream.retries import RetryGates, RetryRules
 from proxy.upstream.warm import KeepWarm
@@ -38,7 +38,8 @@ class Fleet:
         self._clock = clock
         self._catalog: Catalog | None = None
         self.dialects = make_providers()
-        self.health = Health(clock, deadlines)
+        self._log = log
+        self.health = Health(clock, deadlines, on_change=self._tell_change)
         self.gates = RetryGates(clock, RetryRules(ratio=settings.retry_percent / 100))
         self.credentials = Credentials(clock, random.Random())  # noqa: S311 - spreads, protects nothing
         self.batcher = Batcher(
@@ -78,6 +79,11 @@ class Fleet:
         self.gates.keep(targets)
         self.credentials.keep({name: provider.keys for name, provider in catalog.providers.items()})
         self.warm.keep(catalog.providers.values())
+
+    def _tell_change(self, target: TargetHealth) -> None:
+        state = target.breaker.state.name.lower()
+        level = self._log.warning if state == "open" else self._log.info
+        level("target_" + state, target=target.id)
 
     def _find_price(self, model: str) -> Price | None:
         return self._catalog.prices.find(model) if self._catalog is not None else None

@@ -285,7 +285,8 @@ class Pipeline:
         terms = exchange.terms
         assert terms is not None
         price = terms.catalog.prices.find(plan.model) if plan.model and plan.routed is None else None
-        return Work(plan, exchange.body, self._hot.generation, price, terms.principal, renews)
+        patience_s = None if renews else terms.controls.patience_s
+        return Work(plan, exchange.body, self._hot.generation, price, terms.principal, patience_s, renews)
 
     def _check_idempotency(self, plan: Plan) -> None:
         assert plan.idempotency is not None

@@ -21,6 +21,8 @@ class Work(NamedTuple):
     """Of the plan's model, from the catalog the first exchange was pinned to."""
     principal: Principal
     """For whom it was begun; its charge policy is the flight's."""
+    patience_s: float | None = None
+    """How long the first caller waits for a byte; ``None`` where it did not say."""
     renews: bool = False
     """Nobody waits for it: it renews a stale entry of the hot cache."""
 

@@ -34,6 +34,7 @@ class Report:
         "ended_at",
         "head",
         "head_at",
+        "left_out",
         "paid",
         "parts",
         "price",
@@ -65,6 +66,8 @@ class Report:
         go."""
         self.answered_by: ModelTarget | None = None
         """Whose answer this is; the last that was tried where there is none."""
+        self.left_out = ""
+        """Fields of the request that had no place in the dialect of whoever answered."""
         self.price: Price | None = None
         """Of ``answered_by``."""
         self.stored = False

@@ -24,7 +24,7 @@ from proxy.providers.faults import cut_off
 from proxy.providers.passage import GENERATIONS, Passage
 from proxy.providers.translation import Decoder
 from proxy.upstream.base import Control
-from proxy.upstream.health import Place
+from proxy.upstream.health import Outcome, Place
 
 MAX_REFUSAL_BYTES: Final = 256 * 1024
 MAX_HELD_BYTES: Final = 64 * 1024
@@ -32,6 +32,7 @@ MAX_HELD_BYTES: Final = 64 * 1024
 MAX_WHOLE_BYTES: Final = 32 << 20
 """Of an answer that is to be translated."""
 
+_EVENTS: Final = b"text/event-stream; charset=utf-8"
 _LEFT_OUT: Final = b"x-sameflight-left-out"
 _CONTENT: Final = (Delta, Thought, ToolDelta, Declined, Finish, End)
 
@@ -167,9 +168,9 @@ class Attempt:
                 self._take = self._look
             else:
                 self._take = self._pass
-        elif streams:
+        elif streams and self._intake.flight.work.plan.streams:
             self._decoder = translation.decoder(int(self._clock.wall()))
-            self._head = _translated_head(head, b"text/event-stream; charset=utf-8", None)
+            self._head = _translated_head(head, _EVENTS, None)
             self._take = self._decode
         else:
             self._take = self._gather
@@ -182,7 +183,9 @@ class Attempt:
             self.name_answerer()
             self._intake.report.tries.append(Try(self.target.id, "", True))
             if self.passage.reported:
-                self._intake.of_our_own = [(_LEFT_OUT, ", ".join(self.passage.reported).encode())]
+                left_out = ", ".join(self.passage.reported)
+                self._intake.report.left_out = left_out
+                self._intake.of_our_own = [(_LEFT_OUT, left_out.encode())]
             if self._control is not None:
                 self._intake.flight.producer = self._control
             if race.on_won is not None:
@@ -265,10 +268,21 @@ class Attempt:
             self._intake.tell_usage(decoder.usage)
         if (out or ended) and self._win():
             head, self._head = self._head, None
-            self._intake.on_read(head, out, ended)
+            broke = decoder.fault is not None
+            self._intake.on_read(head, out, ended or broke)
+            if broke and not ended:
+                self._give_up_call()
+
+    def _give_up_call(self) -> None:
+        """The upstream has said that it failed, and stays on the line. Nobody waits for it to hang up."""
+        self._take = self._drop
+        self.place.leave(Outcome.FAILED)
+        flight = self._intake.flight
+        # Not from within a call of the transport, whose connection it closes.
+        asyncio.get_running_loop().call_soon(flight.table.runner.stop, flight)
 
     def _gather(self, data: bytes, ended: bool) -> None:
-        """A whole answer of another dialect."""
+        """A whole answer of another dialect, or an answer in another shape than was asked for."""
         self._hold(data)
         if self._held_bytes > MAX_WHOLE_BYTES:
             self.fault = cut_off("The upstream's answer is too long to be translated.")
@@ -277,13 +291,16 @@ class Attempt:
             translation, head = self.passage.translation, self._head
             assert translation is not None
             assert head is not None
-            whole = translation.decode_whole(b"".join(self._body), int(self._clock.wall()))
+            plan, body, now_s = self._intake.flight.work.plan, b"".join(self._body), int(self._clock.wall())
+            came_streamed = head.get(b"content-type").lower().startswith(b"text/event-stream")
+            whole = translation.decode_whole(body, now_s, from_stream=came_streamed, to_stream=plan.streams)
             self._body = []
             self.fault = whole.fault
             if whole.fault is None and self._win():
                 if whole.usage is not None:
                     self._intake.tell_usage(whole.usage)
-                head = _translated_head(head, b"application/json", len(whole.body))
+                kind = _EVENTS if plan.streams else b"application/json"
+                head = _translated_head(head, kind, None if plan.streams else len(whole.body))
                 self._intake.on_read(head, whole.body, True)
 
     def _hold(self, data: bytes) -> None:

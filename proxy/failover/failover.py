@@ -17,7 +17,7 @@ import os
 import random
 from collections.abc import Callable, Mapping
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
@@ -43,14 +43,19 @@ from proxy.providers.passage import Passage, Passages
 from proxy.upstream.base import Call, Over, Transport
 from proxy.upstream.credentials import Credentials, KeyChoice
 from proxy.upstream.health import Health, Outcome, Place
-from proxy.upstream.retries import RetryGates, pause_s
+from proxy.upstream.retries import RetryGates, Why, pause_s
+
+LONGEST_WAIT_S: Final = 60.0
+"""For one target; SDKs wait no longer for a ``Retry-After`` either."""
 
 
 class Failover:
     """Carries routed flights to their targets. One for the process; everything about a flight is on its `Course`."""
 
-    # Mutable state: _hedges remembers how often each model was hedged; the counters only grow.
+    # Mutable state: _hedges remembers how often each model was hedged, _batches until when the gates' last word holds
+    # for the callers of a batch at a target; the counters only grow.
     __slots__ = (
+        "_batches",
         "_clock",
         "_deadlines",
         "_draw",
@@ -90,6 +95,7 @@ class Failover:
         self._providers = providers
         self._draw = draw
         self._hedges: dict[str, HedgeBudget] = {}
+        self._batches: dict[tuple[str, Why], tuple[float, bool]] = {}
         self.hedges_started = 0
         self.hedges_won = 0
 
@@ -140,6 +146,7 @@ class Failover:
         """The catalog was swapped: what was worked out for the models of the old one is of no more use."""
         self._router.forget()
         self._hedges.clear()
+        self._batches.clear()
 
     async def resume(self, course: Course, upshot: Upshot) -> None:
         """Go on after a first attempt that began by `start` and failed. Raises as `fly`."""
@@ -294,7 +301,13 @@ class Failover:
         elsewhere = self._turn(course, target, upshot)
         if elsewhere is None:
             return False
-        remaining_s = course.deadline_at - self._clock.now()
+        now = self._clock.now()
+        remaining_s = course.deadline_at - now
+        if not elsewhere:
+            remaining_s = min(remaining_s, LONGEST_WAIT_S)
+            patience_s = flight.work.patience_s
+            if patience_s is not None:
+                remaining_s = min(remaining_s, flight.born_at + patience_s - now)
         wait_s = pause_s(
             attempt=course.made,
             throttled=upshot.outcome is Outcome.THROTTLED,
@@ -303,16 +316,31 @@ class Failover:
             elsewhere=elsewhere,
             draw=self._draw(),
         )
-        if wait_s is None or wait_s >= remaining_s:
+        if wait_s is None:
             return False
         self._end_retry(course, helped=False)
         why = upshot.retry_why
-        if why is None or not self._gates.take(target.id, why):
+        if why is None or not self._may_retry(course, target, why, now):
             return False
-        course.retrying = target.id, why
         if wait_s > 0.0:
             await self._pause(wait_s)
         return True
+
+    def _may_retry(self, course: Course, target: ModelTarget, why: Why, now: float) -> bool:
+        """Ask the gates; once for all callers of a batch, whose next attempts become one call again."""
+        batching = course.routed.model.batching
+        if batching is None:
+            if not self._gates.take(target.id, why):
+                return False
+            course.retrying = target.id, why
+            return True
+        until, allowed = self._batches.get((target.id, why), (0.0, False))
+        if now >= until:
+            allowed = self._gates.take(target.id, why)
+            if allowed:
+                self._gates.finished(target.id, why, helped=False)
+            self._batches[target.id, why] = now + batching.window_s, allowed
+        return allowed
 
     def _end_retry(self, course: Course, *, helped: bool) -> None:
         if course.retrying is not None:

@@ -147,10 +147,11 @@ class Draft:
     """One request on its way into a target's dialect: what is left of the options, and what had no place."""
 
     # Mutable, written by the writer that owns it: `options` shrinks, `reported` grows.
-    __slots__ = ("_names", "_same", "options")
+    __slots__ = ("_names", "_said", "_same", "options")
 
     def __init__(self, conversation: Conversation, family: str) -> None:
         self.options = dict(conversation.options)
+        self._said = conversation.options.keys()
         self._names: dict[str, None] = {}
         for name in conversation.reported:
             self.report(name)
@@ -211,7 +212,8 @@ class Draft:
             else:
                 self.report(option.field)
         for name, value in form.extra:
-            body.setdefault(name, value)
+            if name not in self._said:  # a caller's own default may have been left out
+                body.setdefault(name, value)
         return tuple(self._names)
 
 

@@ -98,14 +98,25 @@ class Translation:
         """For a streamed answer; ``created_s`` is the Unix time it bears where the upstream gives none."""
         return Decoder(self.caller, self.target, self.encoding, self._asked._replace(created_s=created_s))
 
-    def decode_whole(self, body: bytes, created_s: int = 0) -> Whole:
-        """For an answer of status 200 that is no stream."""
-        events = self.target.events_of(body, self.encoding)
+    def decode_whole(
+        self, body: bytes, created_s: int = 0, *, from_stream: bool = False, to_stream: bool = False
+    ) -> Whole:
+        """For an answer of status 200 that is there as a whole. ``from_stream``: it came as an event stream;
+        ``to_stream``: the caller reads one."""
+        if from_stream:
+            reader = self.target.reader(self.encoding)
+            events = [*reader.feed(body), *reader.close()]
+        else:
+            events = self.target.events_of(body, self.encoding)
         usage = next((event.usage for event in reversed(events) if isinstance(event, UsageReport)), None)
         fault = next((event for event in events if isinstance(event, Fault)), None)
         if fault is not None:
             return Whole(b"", usage, fault)
-        return Whole(self.caller.body_of(events, self._asked._replace(created_s=created_s)), usage, None)
+        asked = self._asked._replace(created_s=created_s)
+        if to_stream:
+            writer = self.caller.writer(asked)
+            return Whole(b"".join([writer.write(event) for event in events]), usage, None)
+        return Whole(self.caller.body_of(events, asked), usage, None)
 
 
 def encode(

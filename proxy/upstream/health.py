@@ -37,6 +37,7 @@ class Health:
     __slots__ = (
         "_clock",
         "_deadlines",
+        "_on_change",
         "_rng",
         "_rules",
         "_second",
@@ -52,12 +53,14 @@ class Health:
         deadlines: Deadlines,
         rules: HealthRules = HealthRules(),  # noqa: B008
         rng: Callable[[], float] = random.random,
+        on_change: Callable[[TargetHealth], None] = lambda _: None,
     ) -> None:
-        """``rng`` returns numbers from 0 to 1."""
+        """``rng`` returns numbers from 0 to 1; ``on_change`` is told of a target whose breaker changed."""
         self._clock = clock
         self._deadlines = deadlines
         self._rules = rules
         self._rng = rng
+        self._on_change = on_change
         self._targets: dict[str, TargetHealth] = {}
         self._watched: dict[TargetHealth, None] = {}
         self._second = 0
@@ -173,6 +176,7 @@ class Health:
 
     def _publish_one(self, known: TargetHealth) -> None:
         self._publish(self._views | {known.id: known.view})
+        self._on_change(known)
 
     def _publish(self, views: dict[str, TargetView]) -> None:
         self._views = views

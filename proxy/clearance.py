@@ -93,7 +93,8 @@ class Clearance:
             _price_of(plan, terms.catalog.prices),
             self._assumed_output_tokens,
         )
-        return self._limiter.reserve(ties, guess.tokens, guess.picodollars, priced=guess.priced)
+        priced = guess.priced and (plan.routed is None or None not in plan.routed.prices.values())
+        return self._limiter.reserve(ties, guess.tokens, guess.picodollars, priced=priced)
 
     # -- the usage record --------------------------------------------------------------------------------------
 

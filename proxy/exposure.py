@@ -26,6 +26,9 @@ def expose(app: App) -> None:
     _expose_pressure(app)
     expose_health(app.fleet.health, app.metrics)
     _expose_batches(app)
+    failover = app.fleet.failover
+    app.metrics.counter_from("hedges_total", lambda: failover.hedges_won, "won")
+    app.metrics.counter_from("hedges_total", lambda: failover.hedges_started - failover.hedges_won, "lost")
     expose_retries(app.fleet.gates, app.fleet.credentials, app.metrics)
     expose_vault(app.vault, app.metrics)
     api = app.admin.api

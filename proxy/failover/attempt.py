@@ -24,7 +24,7 @@ from proxy.providers.faults import cut_off
 from proxy.providers.passage import GENERATIONS, Passage
 from proxy.providers.translation import Decoder
 from proxy.upstream.base import Control
-from proxy.upstream.health import Outcome, Place
+from proxy.upstream.health import Place
 
 MAX_REFUSAL_BYTES: Final = 256 * 1024
 MAX_HELD_BYTES: Final = 64 * 1024
@@ -83,7 +83,11 @@ class Attempt:
         "refusal",
         "runner",
         "sent_at",
+        "stop",
+        "stopped",
         "target",
+        "truncated",
+        "won",
     )
 
     def __init__(  # noqa: PLR0917 - what it is made of
@@ -108,7 +112,14 @@ class Attempt:
         self.place = place
         self._clock = clock
         self._holds = holds
-        self._take: Callable[[bytes, bool], None] = self._drop
+        self._take: Callable[[bytes, bool], None] = _drop
+        self.won = False
+        """Its answer is the flight's."""
+        self.stop: Callable[[], object] | None = None
+        """Ends the call, of which all is known that matters; set by whoever makes it."""
+        self.stopped = False
+        self.truncated = False
+        """The refusal is longer than what is kept of one."""
         self._head: ResponseHead | None = None
         self._body: list[bytes] = []
         self._held_bytes = 0
@@ -130,9 +141,16 @@ class Attempt:
         self.bug: Exception | None = None
 
     @property
-    def won(self) -> bool:
-        """Its answer is the flight's."""
-        return self._race.winner is self
+    def lost(self) -> bool:
+        """Another one's answer is the flight's."""
+        return self._race.winner is not None and not self.won
+
+    def let_go(self) -> None:
+        """The call is over: break the cycles, so that nobody's prompt waits for the collector."""
+        self._take = _drop
+        self._control = self.stop = None
+        if self.won:
+            self._race = _NO_RACE
 
     # -- calls of the transport ------------------------------------------------------------------------------
 
@@ -151,15 +169,25 @@ class Attempt:
             self._take(data, ended)
         except Exception as bug:  # noqa: BLE001 - a receiver may not raise; the loop does it for us
             self.bug = bug
+        if not ended and (self.bug is not None or self.fault is not None or self.truncated):
+            self._end_call()
+
+    def _end_call(self) -> None:
+        """All is known, and the upstream may stay on the line for as long as it likes: nobody waits for it."""
+        self.conclude_refusal()
+        self._take = _drop
+        stop, self.stop = self.stop, None
+        if stop is not None:
+            self.stopped = True
+            stop()
 
     # -- the head --------------------------------------------------------------------------------------------
 
     def _open(self, head: ResponseHead) -> None:
         self._head = head
-        if head.status >= 400:
+        if head.status >= 300:
             self._take = self._refuse
             return
-        self.place.answered(self._clock.now() - self.sent_at)
         translation = self.passage.translation
         streams = head.get(b"content-type").lower().startswith(b"text/event-stream")
         if translation is None:
@@ -182,15 +210,18 @@ class Attempt:
             race.winner = self
             self.name_answerer()
             self._intake.report.tries.append(Try(self.target.id, "", True))
+            self.won = True
+            self.place.answered(self._clock.now() - self.sent_at)
             if self.passage.reported:
                 left_out = ", ".join(self.passage.reported)
                 self._intake.report.left_out = left_out
                 self._intake.of_our_own = [(_LEFT_OUT, left_out.encode())]
             if self._control is not None:
                 self._intake.flight.producer = self._control
-            if race.on_won is not None:
-                race.on_won()
-        return race.winner is self
+            on_won, race.on_won = race.on_won, None
+            if on_won is not None:
+                on_won()
+        return self.won
 
     def name_answerer(self) -> None:
         """Put down whose answer it is, and at what price: before anybody is told of it, because who has read it to
@@ -207,21 +238,19 @@ class Attempt:
             head, self._head = self._head, None
             self._intake.on_read(head, data, ended)
 
-    def _drop(self, data: bytes, ended: bool) -> None:
-        """Nobody wants them."""
-
     def _refuse(self, data: bytes, ended: bool) -> None:
         """Keep a refusal until it is known what it means."""
         self._hold(data)
         if self._held_bytes > MAX_REFUSAL_BYTES:
             self._body = [b"".join(self._body)[:MAX_REFUSAL_BYTES]]
             self._held_bytes = MAX_REFUSAL_BYTES
+            self.truncated = True
         if ended:
             self.conclude_refusal()
 
     def conclude_refusal(self) -> None:
         """What came of a refusal is all there is."""
-        if self._head is None or self._take != self._refuse or self.refusal is not None:
+        if self._head is None or self._head.status < 300 or self.refusal is not None:
             return
         self.refusal = Refusal(self._head, b"".join(self._body))
         self.fault = self.passage.target.classify(*self.refusal)
@@ -236,7 +265,7 @@ class Attempt:
         for event in events:
             if isinstance(event, Fault):
                 self.fault = event
-                self._take = self._drop
+                self._take = _drop
                 return
             if isinstance(event, _CONTENT):
                 break
@@ -259,34 +288,24 @@ class Attempt:
             self._hold(out)
             if decoder.fault is not None and not decoder.has_content:
                 self.fault = decoder.fault
-                self._take = self._drop
+                self._take = _drop
                 return
             if not (decoder.has_content or decoder.ended or ended or self._held_bytes > MAX_HELD_BYTES):
                 return
             out, self._body = b"".join(self._body), []
-        if decoder.usage is not None:
-            self._intake.tell_usage(decoder.usage)
         if (out or ended) and self._win():
+            if decoder.usage is not None:
+                self._intake.tell_usage(decoder.usage)
+            self.fault = decoder.fault
             head, self._head = self._head, None
-            broke = decoder.fault is not None
-            self._intake.on_read(head, out, ended or broke)
-            if broke and not ended:
-                self._give_up_call()
-
-    def _give_up_call(self) -> None:
-        """The upstream has said that it failed, and stays on the line. Nobody waits for it to hang up."""
-        self._take = self._drop
-        self.place.leave(Outcome.FAILED)
-        flight = self._intake.flight
-        # Not from within a call of the transport, whose connection it closes.
-        asyncio.get_running_loop().call_soon(flight.table.runner.stop, flight)
+            self._intake.on_read(head, out, ended or decoder.fault is not None)
 
     def _gather(self, data: bytes, ended: bool) -> None:
         """A whole answer of another dialect, or an answer in another shape than was asked for."""
         self._hold(data)
         if self._held_bytes > MAX_WHOLE_BYTES:
             self.fault = cut_off("The upstream's answer is too long to be translated.")
-            self._take = self._drop
+            self._take = _drop
         elif ended:
             translation, head = self.passage.translation, self._head
             assert translation is not None
@@ -307,6 +326,13 @@ class Attempt:
         if data:
             self._body.append(data)
             self._held_bytes += len(data)
+
+
+_NO_RACE: Final = Race()
+
+
+def _drop(data: bytes, ended: bool) -> None:
+    """Nobody wants them."""
 
 
 def _translated_head(head: ResponseHead, content_type: bytes, length: int | None) -> ResponseHead:

@@ -20,6 +20,7 @@ class Course:
         "flight",
         "intake",
         "made",
+        "not_before",
         "order",
         "passages",
         "plan",
@@ -49,8 +50,10 @@ class Course:
         self.tried_keys: dict[str, tuple[str, ...]] = {}
         self.made = 0
         """Calls so far."""
-        self.retrying: tuple[str, Why] | None = None
-        """The target that failed and for what, while another attempt is made for it."""
+        self.not_before: dict[str, float] = {}
+        """By target, when it said that it wants to be asked again."""
+        self.retrying: tuple[str, Why, bool] | None = None
+        """The target that failed, for what, and whether it was ejected, while another attempt is made for it."""
         self.upshot: Upshot | None = None
         self.deadline_at = deadline_at
 

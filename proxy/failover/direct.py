@@ -35,6 +35,14 @@ class Leg:
         self._over: Over | None = over
         self._task: asyncio.Task[None] | None = None
         self.call: Call | None = None
+        attempt.stop = lambda: asyncio.get_running_loop().call_soon(self._stop)
+
+    def _stop(self) -> None:
+        """All is known of the first call that matters."""
+        if self.call is not None and self._over is not None and self._task is None:
+            call, self.call = self.call, None
+            call.cancel()
+            self.ended(None)
 
     def ended(self, error: BaseException | None) -> None:
         """The first call is over; called by the transport."""

@@ -12,12 +12,12 @@ where the model is hedged; the first that has an answer wins, the other is cance
 
 from __future__ import annotations
 
-import asyncio
 import os
 import random
+from collections import deque
 from collections.abc import Callable, Mapping
 from hashlib import blake2b
-from typing import Any, Final
+from typing import Any
 
 import orjson
 
@@ -30,9 +30,11 @@ from proxy.failover.attempt import Attempt, Race
 from proxy.failover.course import Course
 from proxy.failover.direct import Leg
 from proxy.failover.hedge import HedgeBudget, ask_both
+from proxy.failover.onward import Onward
 from proxy.failover.sender import Batcher, Sender
+from proxy.failover.unknown import UnknownModels
 from proxy.failover.upshot import Upshot, judge_error, judge_fault, refusal_headers
-from proxy.flight.flight import Flight, Phase
+from proxy.flight.flight import Flight
 from proxy.intake import Intake
 from proxy.policy.plan import Plan
 from proxy.policy.routing import Router
@@ -43,28 +45,26 @@ from proxy.providers.passage import Passage, Passages
 from proxy.upstream.base import Call, Over, Transport
 from proxy.upstream.credentials import Credentials, KeyChoice
 from proxy.upstream.health import Health, Outcome, Place
-from proxy.upstream.retries import RetryGates, Why, pause_s
-
-LONGEST_WAIT_S: Final = 60.0
-"""For one target; SDKs wait no longer for a ``Retry-After`` either."""
+from proxy.upstream.retries import RetryGates
 
 
 class Failover:
     """Carries routed flights to their targets. One for the process; everything about a flight is on its `Course`."""
 
-    # Mutable state: _hedges remembers how often each model was hedged, _batches until when the gates' last word holds
-    # for the callers of a batch at a target; the counters only grow.
+    # Mutable state: _hedges remembers how often each model was hedged, _failures the last failed calls of batches,
+    # _unknown what targets do not have; the counters only grow.
     __slots__ = (
-        "_batches",
         "_clock",
         "_deadlines",
-        "_draw",
+        "_failures",
         "_gates",
         "_health",
         "_hedges",
+        "_onward",
         "_providers",
         "_router",
         "_sender",
+        "_unknown",
         "hedges_started",
         "hedges_won",
     )
@@ -88,14 +88,15 @@ class Failover:
         """``draw`` gives numbers from 0 to 1, for the jitter of pauses."""
         self._clock = clock
         self._deadlines = deadlines
+        self._onward = Onward(clock, deadlines, gates, draw)
         self._sender = Sender(clock, transport, batcher, credentials, connect_s, log)
         self._router = Router(find_price)
         self._health = health
         self._gates = gates
         self._providers = providers
-        self._draw = draw
         self._hedges: dict[str, HedgeBudget] = {}
-        self._batches: dict[tuple[str, Why], tuple[float, bool]] = {}
+        self._failures: deque[object] = deque(maxlen=16)
+        self._unknown = UnknownModels()
         self.hedges_started = 0
         self.hedges_won = 0
 
@@ -106,7 +107,7 @@ class Failover:
         try:
             await self._run(course, await self._attempt(course))
         finally:
-            self._end_retry(course, helped=False)
+            self._onward.end_retry(course, helped=False)
 
     def start(self, flight: Flight, intake: Intake, body: bytes, over: Over) -> Call | None:
         """The same without a task, as far as the first target has room and an idle connection: ``over`` is called at
@@ -116,18 +117,25 @@ class Failover:
         model, target = course.routed.model, course.target
         if model.hedging is not None or model.batching is not None:
             return None
+        if not course.is_last and self._unknown.knows(target, course.routed.name, self._clock.now()):
+            return None
         passage = course.passages.to(target)
         choice = self._sender.choose_key(course, target)
         if choice is None and not course.routed.own and target.provider.keys:
             return None
         place = self._health.try_enter(target.id, course.plan.scope, last=course.is_last)
         if place is None:
+            self._sender.put_back(target, choice)
             return None
         attempt = self._prepare(course, target, passage, choice, place, Race())
         leg = Leg(self, course, attempt, choice, over)
-        leg.call = self._sender.start(course, attempt, choice, leg.ended)
+        try:
+            leg.call = self._sender.start(course, attempt, choice, leg.ended)
+        finally:
+            if leg.call is None:
+                place.withdraw()
+                self._sender.put_back(target, choice)
         if leg.call is None:
-            place.withdraw()
             return None
         self._gates.began()
         return leg
@@ -146,20 +154,21 @@ class Failover:
         """The catalog was swapped: what was worked out for the models of the old one is of no more use."""
         self._router.forget()
         self._hedges.clear()
-        self._batches.clear()
+        self._onward.forget()
+        self._unknown.clear()
 
     async def resume(self, course: Course, upshot: Upshot) -> None:
         """Go on after a first attempt that began by `start` and failed. Raises as `fly`."""
         try:
             await self._run(course, upshot)
         finally:
-            self._end_retry(course, helped=False)
+            self._onward.end_retry(course, helped=False)
 
     async def _run(self, course: Course, upshot: Upshot) -> None:
         """Go on until there is an answer, or nothing to try; ``upshot`` is of the attempt that was made last."""
         while upshot.why:
             course.note(upshot)
-            if not upshot.again or not await self._move_on(course, course.target, upshot):
+            if not upshot.again or not await self._onward.move_on(course, upshot):
                 self._give_up(course)
                 return
             upshot = await self._attempt(course)
@@ -169,8 +178,8 @@ class Failover:
     async def _attempt(self, course: Course) -> Upshot:
         """Ask the target whose turn it is; with hedging, the next one too where it is slow."""
         target, hedging, race = course.target, course.routed.model.hedging, Race()
-        race.on_won = lambda: self._end_retry(course, helped=True)  # the answer may go on for long
-        if hedging is None or course.made or course.is_last:
+        race.on_won = lambda: self._onward.end_retry(course, helped=True)  # the answer may go on for long
+        if hedging is None or course.made or course.is_last or course.routed.attempts < 2:
             return await self._ask(course, target, race)
         budget = self._hedge_budget(course.routed.model, hedging)
         budget.requests += 1
@@ -191,7 +200,9 @@ class Failover:
         self.hedges_started += 1
         course.position += 1
         self.hedges_won += not hedged.why
-        return hedged if upshot.why else upshot
+        if not upshot.why or (hedged.why and (hedged.free or not upshot.again)):
+            return upshot
+        return hedged
 
     async def _ask(self, course: Course, target: ModelTarget, race: Race) -> Upshot:
         upshot = await self._ask_there(course, target, race)
@@ -199,6 +210,8 @@ class Failover:
         return upshot
 
     async def _ask_there(self, course: Course, target: ModelTarget, race: Race) -> Upshot:
+        if not course.is_last and self._unknown.knows(target, course.routed.name, self._clock.now()):
+            return Upshot("unknown_model", Outcome.NEUTRAL, again=True, free=True, error=_unknown_there())
         try:
             passage = course.passages.to(target)
         except ProxyError as unfit:
@@ -250,18 +263,34 @@ class Failover:
         if attempt.bug is not None:
             raise attempt.bug
         upshot = self._judge(course, target, attempt)
+        attempt.let_go()
+        if upshot.why and course.routed.model.batching is not None and self._is_counted(attempt):
+            attempt.place.leave(Outcome.NEUTRAL)
+            return upshot
         attempt.place.leave(upshot.outcome)
-        if choice is not None:
+        if not course.routed.own:
             self._sender.judge_key(target, choice, upshot)
+        if upshot.fault is not None and upshot.fault.cause is Cause.NOT_FOUND:
+            self._unknown.note(target, course.routed.name, self._clock.now())
         if attempt.won and attempt.error is not None:
             raise attempt.error
         return upshot
+
+    def _is_counted(self, attempt: Attempt) -> bool:
+        """Whether this is the failure of a call that another caller of its batch has told of: all of them hold the
+        same answer or error."""
+        failure = attempt.refusal.head if attempt.refusal is not None else attempt.error
+        if failure is None or any(each is failure for each in self._failures):
+            return failure is not None
+        self._failures.append(failure)
+        return False
 
     def _judge(self, course: Course, target: ModelTarget, attempt: Attempt) -> Upshot:
         model = course.routed.model
         if attempt.won:
             return self._judge_answer(target, attempt)
-        attempt.name_answerer()
+        if not attempt.lost:
+            attempt.name_answerer()
         if attempt.fault is not None:
             return judge_fault(attempt.fault, attempt, own=course.routed.own, unsafe=model.retry_unsafe)
         if attempt.error is not None:
@@ -284,102 +313,6 @@ class Failover:
             budget = self._hedges[model.name] = HedgeBudget(hedging.most_share)
         return budget
 
-    # -- what comes next -------------------------------------------------------------------------------------
-
-    async def _move_on(self, course: Course, target: ModelTarget, upshot: Upshot) -> bool:
-        """Choose the next target, ask the gates, and wait as long as it takes. ``False``: there is nothing to try."""
-        flight = course.flight
-        if flight.phase is not Phase.OPENING:
-            return False
-        if upshot.free:
-            if upshot.why == "crowded":
-                self._gates.take(target.id, "crowded")
-            course.position += 1
-            return course.position < len(course.order)
-        if course.made >= course.routed.attempts:
-            return False
-        elsewhere = self._turn(course, target, upshot)
-        if elsewhere is None:
-            return False
-        now = self._clock.now()
-        remaining_s = course.deadline_at - now
-        if not elsewhere:
-            remaining_s = min(remaining_s, LONGEST_WAIT_S)
-            patience_s = flight.work.patience_s
-            if patience_s is not None:
-                remaining_s = min(remaining_s, flight.born_at + patience_s - now)
-        wait_s = pause_s(
-            attempt=course.made,
-            throttled=upshot.outcome is Outcome.THROTTLED,
-            retry_after_s=upshot.retry_after_s,
-            remaining_s=remaining_s,
-            elsewhere=elsewhere,
-            draw=self._draw(),
-        )
-        if wait_s is None:
-            return False
-        self._end_retry(course, helped=False)
-        why = upshot.retry_why
-        if why is None or not self._may_retry(course, target, why, now):
-            return False
-        if wait_s > 0.0:
-            await self._pause(wait_s)
-        return True
-
-    def _may_retry(self, course: Course, target: ModelTarget, why: Why, now: float) -> bool:
-        """Ask the gates; once for all callers of a batch, whose next attempts become one call again."""
-        batching = course.routed.model.batching
-        if batching is None:
-            if not self._gates.take(target.id, why):
-                return False
-            course.retrying = target.id, why
-            return True
-        until, allowed = self._batches.get((target.id, why), (0.0, False))
-        if now >= until:
-            allowed = self._gates.take(target.id, why)
-            if allowed:
-                self._gates.finished(target.id, why, helped=False)
-            self._batches[target.id, why] = now + batching.window_s, allowed
-        return allowed
-
-    def _end_retry(self, course: Course, *, helped: bool) -> None:
-        if course.retrying is not None:
-            (target, why), course.retrying = course.retrying, None
-            self._gates.finished(target, why, helped=helped)
-
-    def _turn(self, course: Course, target: ModelTarget, upshot: Upshot) -> bool | None:
-        """Point the course at whoever is next: another key, another target, or the same again. ``True`` where it is
-        not the same, ``None`` where there is nobody."""
-        fault, name = upshot.fault, target.provider.name
-        blames_key = fault is not None and fault.cause.value.blames_key and not course.routed.own
-        if blames_key and upshot.attempt is not None:
-            tried = course.tried_keys.get(name, ())
-            used = upshot.attempt.key_name
-            course.tried_keys[name] = tried = (*tried, used) if used else tried
-            if any(key.name not in tried for key in target.provider.keys):
-                return True
-        if not course.is_last:
-            course.position += 1
-            return True
-        if fault is not None and fault.cause in (Cause.DEAD_KEY, Cause.FORBIDDEN, Cause.SPENT, Cause.NOT_FOUND):
-            return None
-        course.position = 0
-        course.tried_keys.clear()
-        return len(course.order) > 1
-
-    async def _pause(self, seconds: float) -> None:
-        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-        def end() -> None:
-            if not over.done():
-                over.set_result(None)
-
-        alarm = self._deadlines.arm(seconds, end)
-        try:
-            await over
-        finally:
-            alarm.cancel()
-
     # -- the end ---------------------------------------------------------------------------------------------
 
     def _give_up(self, course: Course) -> None:
@@ -391,9 +324,13 @@ class Failover:
         if attempt is None or fault is None:
             assert upshot.error is not None
             raise upshot.error
+        if course.routed.own and attempt.passage.translation is not None and fault.cause is Cause.DEAD_KEY:
+            raise ProxyError(Kind.INVALID_KEY, fault.detail or fault.message, why="callers_credential")
         hides = fault.cause.value.blames_key and not course.routed.own and fault.cause is not Cause.THROTTLED
-        if attempt.refusal is not None and attempt.passage.translation is None and not hides:
-            course.intake.on_read(attempt.refusal.head, attempt.refusal.body, True)
+        refusal = attempt.refusal
+        as_it_came = attempt.passage.translation is None and not hides and not attempt.truncated
+        if refusal is not None and refusal.head.status >= 400 and as_it_came:
+            course.intake.on_read(refusal.head, refusal.body, True)
             return
         caller = attempt.passage.caller
         status, body = caller.fault_body(fault, f"flight_{course.flight.id}")
@@ -404,6 +341,10 @@ class Failover:
         if upshot.why:  # an answer was noted when it began
             sent = attempt is not None and attempt.sent_at > 0.0
             course.intake.report.tries.append(Try(target.id, upshot.why, sent))
+
+
+def _unknown_there() -> ProxyError:
+    return ProxyError(Kind.NOT_FOUND, "The model does not exist at this target.", why="unknown_model")
 
 
 def _conversation_of(scope: bytes, fields: Mapping[str, Any]) -> bytes:

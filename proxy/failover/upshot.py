@@ -47,6 +47,11 @@ class Upshot:
         self.retry_after_s = retry_after_s
 
     @property
+    def ejected(self) -> bool:
+        """The target was ejected while it was asked."""
+        return self.attempt is not None and self.attempt.place.outlived
+
+    @property
     def retry_why(self) -> Why | None:
         """The word under which the gates know the failure."""
         failure = self.fault or self.error
@@ -60,10 +65,11 @@ def judge_fault(fault: Fault, attempt: Attempt, *, own: bool, unsafe: bool) -> U
     verdict = judge(fault)
     if verdict is None:
         return Upshot(fault.cause.name.lower(), Outcome.NEUTRAL, again=False, attempt=attempt, fault=fault)
+    outcome = Outcome.NEUTRAL if own and fault.cause is Cause.THROTTLED else _outcome_of(fault)
     again = (unsafe or not verdict.unsafe) and not (own and fault.cause in _ABOUT_THE_KEY)
     return Upshot(
         verdict.why,
-        _outcome_of(fault),
+        outcome,
         again=again,
         attempt=attempt,
         fault=fault,

@@ -103,9 +103,15 @@ class Routed(NamedTuple):
 
     @property
     def dearest(self) -> Price | None:
-        """What the answer may cost at most; ``None`` where nobody said."""
+        """The highest rate of each kind among the targets; ``None`` where nobody said."""
         known = [price for price in self.prices.values() if price is not None]
-        return max(known, key=lambda price: (price.output, price.input)) if known else None
+        if not known:
+            return None
+        return Price(
+            max(price.input for price in known),
+            max(price.output for price in known),
+            cache_write=max(price.cache_write or price.input for price in known),
+        )
 
     @property
     def usual(self) -> Price | None:

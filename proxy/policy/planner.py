@@ -17,7 +17,7 @@ from proxy.config.models import Models
 from proxy.config.principal import Principal
 from proxy.policy.caching import Lifetimes, decide_caching
 from proxy.policy.plan import Caching, Plan, Routed, Target
-from proxy.policy.routed import make_routed
+from proxy.policy.routed import ATTEMPT, make_routed
 from proxy.policy.sharing import Classified, alone, classify, decide_sharing
 from proxy.protocol.ask_usage import ASKABLE, TRANSFORM, is_askable
 from proxy.protocol.call import Call
@@ -33,12 +33,16 @@ MAX_KEY_BODY_BYTES: Final = 8 << 20
 # Anthropic's OpenAI-compatible routes heed some of its own headers as well.
 _ANTHROPIC_HEADERS: Final = (b"anthropic-beta", b"anthropic-version", b"anthropic-workspace-id")
 
+# Say more about the account behind the caller's own credential; beside the operator's they would be wrong.
+_OF_A_CREDENTIAL: Final = frozenset((b"openai-organization", b"openai-project", b"anthropic-workspace-id"))
 _AGENT: Final = f"sameflight/{__version__}".encode()
 _NO_CACHING: Final = Caching()
 _OPERATORS: Final = bytes(16)
 """The credential of a request that any of the operator's keys may carry: answers do not depend on which."""
 _MOST_NAMES: Final = 64
-"""Names of models kept with one head; a client with more of them has each worked out anew."""
+"""Names of models kept with one head, where the caller's own credential decides about them."""
+_MOST_ROUTED: Final = 16_384
+"""Names of models kept for all others."""
 
 
 class Outline(NamedTuple):
@@ -102,11 +106,14 @@ class Terms:
 
 
 class Planner:
-    """Makes plans. Holds settings and what was derived from them at start; no state."""
+    """Makes plans. Holds settings and what was derived from them at start."""
 
-    __slots__ = ("_idempotency_ttl_s", "_minted", "_secret", "_shared_minted")
+    # Mutable state: _routed remembers what was worked out for the models of _catalog.
+    __slots__ = ("_catalog", "_idempotency_ttl_s", "_minted", "_routed", "_secret", "_shared_minted")
 
     def __init__(self, secret: bytes, via: bytes, idempotency_ttl_s: float) -> None:
+        self._catalog: Catalog | None = None
+        self._routed: dict[str, Routed | None] = {}
         self._secret = secret
         self._idempotency_ttl_s = idempotency_ttl_s
         self._minted: HeaderList = [(b"via", via)]
@@ -178,8 +185,14 @@ class Planner:
 
     def _route(self, head: RequestHead, terms: Terms, models: Models, name: str) -> Routed | None:
         """Where requests for this model may go. Raises ``ProxyError(FORBIDDEN)``, anew each time."""
+        known = terms.routed
+        if not terms.principal.brought and ATTEMPT not in head.headers:
+            if self._catalog is not terms.catalog:
+                self._catalog = terms.catalog
+                self._routed = {}
+            known = self._routed  # the same for all who use the operator's keys
         try:
-            return terms.routed[name]
+            return known[name]
         except KeyError:
             pass
         model = models.find(name)
@@ -188,11 +201,9 @@ class Planner:
             routed = make_routed(
                 model, name, head, terms.principal, terms.located.provider, terms.catalog.prices
             )
-        if len(terms.routed) >= _MOST_NAMES:
-            terms.routed.clear()
-            terms.outlines.clear()
-            terms.hashers.clear()
-        terms.routed[name] = routed
+        if len(known) >= (_MOST_NAMES if known is terms.routed else _MOST_ROUTED):
+            known.clear()
+        known[name] = routed
         return routed
 
     def _outline(  # noqa: PLR0917 - by position, as `plan` has them
@@ -250,6 +261,8 @@ class Planner:
             located = terms.located
             headers = shared_request_headers(head, located.dialect, self._shared_minted, _extra(located))
             headers = [header for header in headers if header[0] != b"content-encoding"]
+            if not terms.principal.brought:
+                headers = [header for header in headers if header[0] not in _OF_A_CREDENTIAL]
             terms.routed_headers = SentHeaders(headers + _marks(head))
         return terms.routed_headers
 
@@ -283,7 +296,7 @@ class Planner:
         provider, origin, credential = target.provider, target.origin, principal.credential_id
         if form is not None and form.routed is not None:
             # Which target answers is no input: that follows from the fingerprint and from the targets' health.
-            provider, origin = f"{located.provider}>{form.routed.name}", ""
+            provider, origin = f"{located.provider}>", ""  # the body says the model
             credential = credential if form.routed.own else _OPERATORS
         encoding = b"" if form is not None and form.plain else head.get(b"content-encoding")
         return flight_hasher(
@@ -314,8 +327,8 @@ class _Form(NamedTuple):
     """The body came encoded and goes as plain text, because the model's name in it had to be read or changed."""
 
     @property
-    def tag(self) -> tuple[str, bool]:
-        return self.routed.name if self.routed is not None else "", self.plain
+    def tag(self) -> tuple[bool, bool]:
+        return self.routed is not None, self.plain
 
 
 def _is_encoded(head: RequestHead) -> bool:

@@ -79,6 +79,8 @@ _TOO_LONG: Final = re.compile(
 )
 _FILTERED: Final = re.compile(r"content (?:filter|management policy|policy)|blocked by|safety system", re.IGNORECASE)
 _NO_MONEY: Final = re.compile(r"credit balance|exceeded your current quota|billing|out of credits", re.IGNORECASE)
+# A refusal of a malformed request repeats the caller's own words, so only how vendors begin their sentences counts.
+_OUT_OF_MONEY: Final = re.compile(r"your credit balance|you exceeded your current quota", re.IGNORECASE)
 _BAD_KEY: Final = re.compile(r"api key not valid|invalid api key|incorrect api key|api key expired", re.IGNORECASE)
 
 # Nobody but the operator must see what the upstream says about a credential: some vendors repeat half of it.
@@ -171,7 +173,7 @@ def _make_fault(status: int, members: Fields, retry_after_s: float | None) -> Fa
 def _cause_of(status: int, codes: list[str], message: str) -> Cause:
     cause = next((_BY_CODE[code] for code in codes if code in _BY_CODE), None)
     if cause is None:
-        fallback = Cause.FAILED if status >= 500 or not status else Cause.BAD_REQUEST
+        fallback = Cause.FAILED if status >= 500 or status < 400 else Cause.BAD_REQUEST
         cause = _BY_STATUS.get(status, fallback)
     elif cause is Cause.FAILED and status > 500:
         cause = _BY_STATUS.get(status, cause)  # "server_error" says less than 503
@@ -179,11 +181,13 @@ def _cause_of(status: int, codes: list[str], message: str) -> Cause:
         # llama.cpp and TGI call even a prompt that is too long their own failure.
         if _TOO_LONG.search(message):
             return Cause.CONTEXT_LENGTH
-        if _BAD_KEY.search(message):
+        if _BAD_KEY.match(message):
             return Cause.DEAD_KEY
         if cause is Cause.BAD_REQUEST and _FILTERED.search(message):
             return Cause.CONTENT_FILTER
-    if cause in (Cause.BAD_REQUEST, Cause.THROTTLED) and _NO_MONEY.search(message):
+    if cause is Cause.THROTTLED and _NO_MONEY.search(message):
+        return Cause.SPENT
+    if cause is Cause.BAD_REQUEST and _OUT_OF_MONEY.match(message):
         return Cause.SPENT
     return cause
 

@@ -81,6 +81,7 @@ SERIES: Final[tuple[Series, ...]] = (
     _counter("target_throttles_total", "target", "Answers 429, 503 and 529."),
     _counter("target_limit_cuts_total", "target", "Times that the limit of attempts was cut."),
     _counter("target_ejections_total", "target", "Times that the breaker opened."),
+    _counter("hedges_total", "result", "Second calls where the first was slow, by whether the second won."),
     _counter("target_refused_total", "target reason", "Requests that got no place, by why."),
     _gauge("upstream_connections", "origin state", "Connections to upstreams."),
     _counter("dns_stale_used_total", "", "Outdated addresses used because a name could not be resolved."),
@@ -103,6 +104,13 @@ SERIES: Final[tuple[Series, ...]] = (
     _gauge("retained_bytes", "", "Bytes kept by flights for late joiners and slow callers."),
     _gauge("pass_markers", "", "Requests known to have answers that cannot be shared."),
     _counter("flight_watchdog_total", "", "Flights ended by the watchdog; more than 0 is a defect."),
+    # Flights that processes share.
+    _counter("shared_flights_total", "part", "Flights led for or followed from other processes, or flown alone."),
+    _counter("shared_flights_lost_total", "reason", "Flights of other processes that were followed in vain, by why."),
+    _counter("shared_flights_failures_total", "reason", "What failed at the server of shared flights, by how."),
+    _gauge("shared_flights_in_air", "part", "Flights being told to or heard from other processes."),
+    _gauge("shared_flights_bytes", "where", "Bytes of answers on that server, and on their way to it."),
+    _gauge("shared_flights_up", "", "1 while flights can be shared with other processes."),
     # Caches.
     _counter("cache_hits_total", "cache", "Answers found in a cache."),
     _counter("cache_misses_total", "cache", "Answers looked for in a cache and not found."),
@@ -159,6 +167,11 @@ SERIES: Final[tuple[Series, ...]] = (
     _counter("bugs_total", "where", "Unexpected exceptions; more than 0 is a defect."),
     _gauge("config_last_reload_successful", "", "1 if the last reload of the catalog went well."),
     _counter("config_reload_failures_total", "", "Reloads of the catalog that failed."),
+    # A parent's own; without one there are none.
+    _gauge("workers", "state", "Worker processes by state: starting, ready, unready, draining, stuck, waiting."),
+    _gauge("worker_up", "worker", "1 if the worker answered this scrape; if not, it counts as it last did."),
+    _counter("worker_starts_total", "reason", "Worker processes started: start, crash, roll."),
+    _counter("worker_rolls_total", "result", "Rolling restarts by result: done, stopped."),
     _gauge("build_info", "version python", "1; what is running."),
     Series("process_cpu_seconds_total", "counter", (), "CPU time of the process."),
     Series("process_resident_memory_bytes", "gauge", (), "Resident memory of the process."),

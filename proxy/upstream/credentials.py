@@ -155,7 +155,29 @@ class Credentials:
             rings[provider] = _Ring(keys, self._rng.randrange(len(keys)) if keys else 0)
         self._rings = rings
 
-    def pick(self, provider: str, tried: Collection[str] = (), target: str = "") -> KeyChoice | None:
+    def holds(self, provider: str, keys: Sequence[ProviderKey]) -> bool:
+        """Whether these are the provider's keys of now; a flight under another catalog has others."""
+        ring = self._rings.get(provider)
+        return ring is not None and [(key.name, key.choice.value) for key in ring.keys] == [
+            (key.name, key.value) for key in keys
+        ]
+
+    def put_back(self, provider: str, choice: KeyChoice, target: str = "") -> None:
+        """The attempt for which it was picked was not made: whose turn it was has it still, and so has a probe."""
+        ring = self._rings.get(provider)
+        found = ring.find(choice) if ring is not None else None
+        if ring is None or found is None:
+            return
+        found.uses -= 1
+        ring.turn = ring.keys.index(found)
+        now = self._clock.now()
+        for mark in (found.whole, found.places.get(target)):
+            if mark is not None and mark.probing:
+                mark.probing, mark.ready_at = False, now
+
+    def pick(
+        self, provider: str, tried: Collection[str] = (), target: str = "", *, last: bool = True
+    ) -> KeyChoice | None:
         """The key for the next attempt at ``target``, none of those ``tried`` (names) by this flight.
 
         Without ``tried``, one that is marked is picked where no other is left: the one whose mark ends first, or a
@@ -167,7 +189,7 @@ class Credentials:
             return None
         turn = ring.turn
         if not ring.clean or tried:
-            found = self._find(ring, tried, target)
+            found = self._find(ring, tried, target, last)
             if found is None:
                 return None
             turn = found
@@ -237,7 +259,7 @@ class Credentials:
             provider: [_describe(key, now) for key in ring.keys] for provider, ring in sorted(self._rings.items())
         }
 
-    def _find(self, ring: _Ring, tried: Collection[str], target: str) -> int | None:
+    def _find(self, ring: _Ring, tried: Collection[str], target: str, last: bool) -> int | None:
         """The place of the next usable key; otherwise see `pick`."""
         now, keys, at = self._clock.now(), ring.keys, ring.turn
         soonest_at, soonest_s = None, math.inf
@@ -256,7 +278,7 @@ class Credentials:
             at += 1
             if at == len(keys):
                 at = 0
-        if tried:
+        if tried or (not last and soonest_at is not None):
             return None
         return soonest_at if soonest_at is not None else _find_dead(keys, now)
 

@@ -108,6 +108,8 @@ def pause_s(
     """
     if remaining_s <= 0.0:
         return None
+    if not elsewhere and retry_after_s is not None and retry_after_s > MAX_PAUSE_S:
+        return None
     if elsewhere and attempt <= 1:
         return 0.0
     base_s = THROTTLED_BASE_S if throttled and not elsewhere else TRANSPORT_BASE_S
@@ -154,29 +156,33 @@ class RetryGates:
         self._began[slot % (_SLOTS + 1)] += 1
         self._requests += 1
 
-    def take(self, target: str, why: Why) -> bool:
+    def take(self, target: str, why: Why, *, ejected: bool = False) -> bool:
         """Whether a further attempt may be made after ``target`` failed. Whoever gets ``True`` calls ``finished``
-        with the same words, whatever happens."""
+        with the same words, whatever happens.
+
+        ``ejected``: the target was ejected while it was asked. There are only so many of those and no more come, so
+        they are not what the share is there for; tokens they cost all the same.
+        """
         cost = COSTS.get(why)
         if cost is not None:
             now = self._clock.now()
             if not self._has_tokens(target, cost, now):
                 self.denied["tokens", why] += 1
                 return False
-            if not self._has_share(now):
+            if not ejected and not self._has_share(now):
                 self.denied["share", why] += 1
                 return False
-            self._spend(target, cost, now)
+            self._spend(target, cost, now, counts=not ejected)
         self.made[why] += 1
         return True
 
-    def finished(self, target: str, why: Why, *, helped: bool) -> None:
+    def finished(self, target: str, why: Why, *, helped: bool, ejected: bool = False) -> None:
         """The retry that was allowed by ``take(target, why)`` is over, as its answer began (``helped``) or it did not
         work out. What helped costs nothing, and pays for one that did not."""
         cost = COSTS.get(why)
         if cost is None:
             return
-        self.under_way -= 1
+        self.under_way -= not ejected
         if helped:
             self._restore(target, 2 * cost)
 
@@ -227,13 +233,14 @@ class RetryGates:
             return True
         return entry[0] + cost <= self._rules.tokens
 
-    def _spend(self, target: str, cost: int, now: float) -> None:
+    def _spend(self, target: str, cost: int, now: float, *, counts: bool) -> None:
         entry = self._spent.setdefault(target, [0.0, now])
         entry[0] += cost
         entry[1] = now
-        self._retried[self._slot % (_SLOTS + 1)] += 1
-        self._retries += 1
-        self.under_way += 1
+        if counts:
+            self._retried[self._slot % (_SLOTS + 1)] += 1
+            self._retries += 1
+            self.under_way += 1
 
     def _restore(self, target: str, tokens: int) -> None:
         entry = self._spent.get(target)

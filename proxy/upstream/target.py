@@ -51,7 +51,7 @@ class Place:
     """One attempt under way at a target. It ends with exactly one `leave`; further ones do nothing."""
 
     # `_target` is None once it was left. Written by the place's holder through its two methods.
-    __slots__ = ("_target", "epoch", "probe", "was_answered")
+    __slots__ = ("_target", "epoch", "outlived", "probe", "was_answered")
 
     def __init__(self, target: TargetHealth, epoch: int, probe: bool) -> None:
         self._target: TargetHealth | None = target
@@ -60,6 +60,8 @@ class Place:
         self.probe = probe
         """Whether this attempt decides if the target is back."""
         self.was_answered = False
+        self.outlived = False
+        """The target was ejected while this attempt was under way: written by `leave`."""
 
     def answered(self, first_byte_s: float) -> None:
         """The head of a good answer came, or the first content where a stream may still fail before it. From here on
@@ -74,6 +76,8 @@ class Place:
         target = self._target
         if target is not None:
             self._target = None
+            breaker = target.breaker
+            self.outlived = self.epoch != breaker.epoch and breaker.state is not State.CLOSED
             target.end(self, outcome)
 
     def withdraw(self) -> None:

@@ -68,11 +68,11 @@ async def test_when_everybody_leaves_during_a_second_attempt_it_ends_as_well() -
 
 
 async def test_when_everybody_leaves_during_a_pause_the_target_is_not_asked_again() -> None:
-    """The only target wants to be left alone for half a minute; nobody waits that long."""
+    """The only target wants to be left alone for a quarter of a minute; nobody waits that long."""
     async with Many({"one": COMPATIBLE}, {"smart": {"targets": ["one/llama"]}}) as stage:
-        stage.refuse(status=429, message="slow down", headers=[("retry-after", "30")])
+        stage.refuse(status=429, message="slow down", headers=[("retry-after", "15")])
         await stage.ask(chat(model="smart", stream=True), key=PLACEHOLDER)
-        await wait_until(lambda: stage.app.fleet.gates.under_way == 1, "the flight waits to try again")
+        await wait_until(lambda: stage.upstreams["one"].calls == 1, "the target was asked")
         await stage.clients[-1].close()
         await stage.at_rest()
 

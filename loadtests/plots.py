@@ -80,6 +80,39 @@ def over_time(title: str, points: Sequence[tuple[float, float]]) -> str:
     return _picture(title, height, parts)
 
 
+def percentages(title: str, curves: Mapping[str, Sequence[tuple[float, float]]], below: str, limit: float) -> str:
+    """Percentages over percentages, both from 0 to 100; ``below`` names what is to the right, ``limit`` is a dashed
+    line."""
+    height, left, right = 280, 60, _WIDTH - 150
+    bottom, top = height - 46, 40
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return left + (right - left) * x / 100, bottom - (bottom - top) * min(100.0, max(0.0, y)) / 100
+
+    parts = []
+    for each in range(0, 101, 20):
+        x, y = place(each, each)
+        parts += [
+            _line(left, y, right, y, "#ddd"),
+            f'<text x="{left - 6}" y="{y + 4:.0f}" text-anchor="end" {_TEXT}>{each} %</text>',
+            f'<text x="{x:.0f}" y="{bottom + 16}" text-anchor="middle" {_TEXT}>{each} %</text>',
+        ]
+    parts.append(
+        f'<text x="{(left + right) / 2:.0f}" y="{bottom + 36}" text-anchor="middle" {_TEXT}>{_escape(below)}</text>'
+    )
+    _, y = place(0, limit)
+    parts.append(f'<line x1="{left}" y1="{y:.1f}" x2="{right}" y2="{y:.1f}" stroke="#c00" stroke-dasharray="5 4"/>')
+    for number, (name, points) in enumerate(curves.items()):
+        colour, placed = _COLOURS[number % len(_COLOURS)], [place(*point) for point in points]
+        parts.append(_polyline(placed, colour))
+        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in placed]
+        parts.append(
+            f'<text x="{right + 8}" y="{placed[-1][1] + 4 - 14 * number:.0f}" font-family="sans-serif" '
+            f'font-size="12" fill="{colour}">{_escape(name)}</text>'
+        )
+    return _picture(title, height, parts)
+
+
 def _picture(title: str, height: float, parts: Sequence[str]) -> str:
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}">'
     ground = f'<rect width="{_WIDTH}" height="{height}" fill="#fff"/>'

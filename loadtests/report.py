@@ -50,6 +50,19 @@ _COLUMNS = {
     "upstream_calls": "upstream calls",
     "calls_over_oracle": "calls ÷ oracle",
     "key_hit_rate": "key hits",
+    "failure_share": "failed ÷ asked",
+    "extra_load": "extra load",
+    "mixed": "mixed answers",
+    "recovery_share": "until served ÷ ejection",
+    "recovery_s": "until served s",
+    "ejection_s": "ejection s",
+    "retries": "retries",
+    "denied_by_share": "denied by share",
+    "denied_by_tokens": "denied by tokens",
+    "shed": "shed",
+    "dropped": "dropped",
+    "reloads": "reloads",
+    "bad_reloads": "bad files",
     "rss_mb": "RSS MB",
     "rss_mib": "peak RSS MiB",
     "peak_rss_mb": "peak RSS MB",
@@ -69,6 +82,9 @@ _COLUMNS = {
     "answered": "answered",
     "failed": "failed",
 }
+_RATE = "fault_percent"
+"""The figure of a row that is one point of a sweep over failure rates."""
+_MOST_EXTRA_PERCENT = 20.0
 _METHOD = """\
 The proxy under test runs on one core, load and upstream on another; peers take turns in every round, in reverse order
 every other round. Figures are medians over the rounds, with the lowest and highest in brackets. CPU is user + system
@@ -186,9 +202,24 @@ def draw(found: Found) -> dict[str, str]:
         pictures[_file_name(scenario, variant, "latency")] = plots.quantiles(
             f"{scenario}, {variant}: latency of the last round", curves
         )
+    for scenario in dict.fromkeys(row.scenario for row in found.rows if _RATE in row.figures):
+        pictures[_file_name(scenario, "sweep")] = _draw_sweep(scenario, found.rows)
     for title, points in found.series.items():
         pictures[_file_name("soak", title, "series")] = plots.over_time(f"soak: {title}", points)
     return pictures
+
+
+def _draw_sweep(scenario: str, rows: Sequence[Row]) -> str:
+    swept = [row.figures for row in rows if row.scenario == scenario and _RATE in row.figures]
+    return plots.percentages(
+        f"{scenario}: all targets fail alike",
+        {
+            title: sorted((figures[_RATE], figures[name]) for figures in swept)
+            for title, name in (("answered", "success_percent"), ("extra load", "extra_load_percent"))
+        },
+        "calls that fail",
+        _MOST_EXTRA_PERCENT,
+    )
 
 
 def _file_name(*words: str) -> str:

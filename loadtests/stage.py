@@ -6,6 +6,7 @@ round, so that a drift of the machine meets them all.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -66,6 +67,10 @@ class Upstream(NamedTuple):
     def reset(self) -> None:
         self._ask("POST", "/__reset")
 
+    def set_fault(self, fault: str) -> None:
+        """Of the calls from now on; empty for none."""
+        self._ask("POST", f"/__fault/{fault}")
+
     def _ask(self, method: str, path: str) -> dict[str, int]:
         context = tls.create_default_context(cafile=self.ca_file) if self.ca_file else None
         found: dict[str, int] = fetch_json(self.port, path, method, context)
@@ -97,7 +102,7 @@ class Stage:
         self._extra_peers = tuple(extra_peers)
         self._say = say
         self._number = 0
-        self._folders = 0
+        self._folders = itertools.count(1)
         self._began_at = time.monotonic()
         self._due_s = math.inf
 
@@ -121,9 +126,9 @@ class Stage:
     # -- processes -------------------------------------------------------------------------------------------
 
     @contextmanager
-    def upstream(self, *, secure: bool = False, **options: float | str) -> Iterator[Upstream]:
-        """The provider with these options (`UpstreamOptions`)."""
-        folder, port = self._make_folder(), free_port()
+    def upstream(self, *, secure: bool = False, port: int = 0, **options: float | str) -> Iterator[Upstream]:
+        """The provider with these options (`UpstreamOptions`), on a port of its own unless told."""
+        folder, port = self._make_folder(), port or free_port()
         ca_file = ""
         if secure:
             ca_file, options["cert"] = make_certificate(folder)
@@ -166,8 +171,7 @@ class Stage:
         return self._make_folder()
 
     def _make_folder(self) -> Path:
-        self._folders += 1
-        folder = self._folder / str(self._folders)
+        folder = self._folder / str(next(self._folders))
         folder.mkdir(parents=True)
         return folder
 

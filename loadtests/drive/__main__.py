@@ -11,6 +11,7 @@ from pathlib import Path
 
 from loadtests.drive import wrk
 from loadtests.drive.followers import run_followers
+from loadtests.drive.marked import run_marked
 from loadtests.drive.pressing import run_pressing
 from loadtests.drive.spec import Result, Spec, load_spec, make_renderer, make_source, summarize
 from loadtests.drive.stalled import run_stalled
@@ -25,6 +26,8 @@ async def run(spec: Spec) -> Result:
         return await run_followers(spec)
     if spec.mode == "pressing":
         return await run_pressing(spec)
+    if spec.mode == "marked":
+        return await run_marked(spec)
     load = Load(Target("127.0.0.1", spec.port), spec.connections)
     await load.open()
     try:

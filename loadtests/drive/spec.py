@@ -13,7 +13,7 @@ from typing import Any
 from proxy.cli.bench.histogram import Histogram
 from proxy.cli.bench.load import Outcome, Target, render_request
 
-_CREDENTIAL = "sk-load"
+CREDENTIAL = "sk-load"
 _DRAWS = 500_000
 _FILL = "The quick brown fox jumps over the lazy dog while seven wizards quietly judge the box of black quartz. "
 
@@ -23,7 +23,7 @@ class Spec:
     """One load."""
 
     mode: str
-    """``closed``, ``open``, ``pressing``, ``followers`` or ``stalled``."""
+    """``closed``, ``open``, ``marked``, ``pressing``, ``followers`` or ``stalled``."""
     port: int
     headers: tuple[str, ...] = ()
     connections: int = 64
@@ -51,6 +51,8 @@ class Spec:
     """Zipf's: the n-th of them is presented 1 / n ** exponent as often as the first."""
     mix: float = 0.0
     """Share of the requests of a closed loop that repeat one of the last few questions."""
+    models: int = 0
+    """How many models are asked for in turn, ``model-0000`` and so on; 0: all requests name ``gpt-4o-mini``."""
 
     def dump(self) -> str:
         return json.dumps(asdict(self))
@@ -63,14 +65,14 @@ def load_spec(text: str) -> Spec:
     return Spec(**data)
 
 
-def make_body(number: int, size: int, *, stream: bool) -> bytes:
+def make_body(number: int, size: int, *, stream: bool, model: str = "gpt-4o-mini") -> bytes:
     """A chat request of exactly ``size`` bytes (or the smallest there is) in which only ``number`` differs."""
     system = {"role": "system", "content": "You are terse and exact."}
     tail: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
 
     def render(text: str) -> bytes:
         messages = [system, {"role": "user", "content": f"{number:012d} {text}"}]
-        body = {"model": "gpt-4o-mini", "messages": messages, "temperature": 0.7, "max_tokens": 256, **tail}
+        body = {"model": model, "messages": messages, "temperature": 0.7, "max_tokens": 256, **tail}
         return json.dumps(body, separators=(",", ":")).encode()
 
     missing = max(0, size - len(render("")))
@@ -80,11 +82,21 @@ def make_body(number: int, size: int, *, stream: bool) -> bytes:
 def make_renderer(spec: Spec) -> Callable[[int], bytes]:
     """From a question's number to the bytes of its request, at the cost of one join."""
     target = Target("127.0.0.1", spec.port)
-    body = make_body(0, spec.prompt_bytes, stream=spec.stream)
-    lines = (f"authorization: Bearer {_CREDENTIAL}", "accept: */*", "user-agent: loadtests", *spec.headers)
+    model = make_model(0) if spec.models else "gpt-4o-mini"
+    body = make_body(0, spec.prompt_bytes, stream=spec.stream, model=model)
+    lines = (f"authorization: Bearer {CREDENTIAL}", "accept: */*", "user-agent: loadtests", *spec.headers)
     request = render_request(target, "/v1/chat/completions", body, lines)
     before, _, after = request.partition(b"%012d" % 0)
+    if spec.models:
+        before, _, between = before.partition(b'"%b"' % make_model(0).encode())
+        each = b'%b"model-%04d"%b%012d%b'
+        return lambda number: each % (before, number % spec.models, between, number, after)
     return lambda number: b"%b%012d%b" % (before, number, after)
+
+
+def make_model(number: int) -> str:
+    """The name of one of many models."""
+    return f"model-{number:04d}"
 
 
 def make_source(spec: Spec) -> Callable[[], bytes]:
@@ -93,7 +105,7 @@ def make_source(spec: Spec) -> Callable[[], bytes]:
     numbers = count(spec.first_number)
     if spec.tokens:
         draw_token = make_drawer(spec)
-        return lambda: render(next(numbers)).replace(_CREDENTIAL.encode(), draw_token(), 1)
+        return lambda: render(next(numbers)).replace(CREDENTIAL.encode(), draw_token(), 1)
     if spec.distinct:
         kept = [render(spec.first_number + number) for number in range(spec.distinct)]
         return lambda: kept[next(numbers) % spec.distinct]

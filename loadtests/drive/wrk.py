@@ -34,7 +34,7 @@ _ERRORS = ("no connection", "connection lost", "write failed", "status", "timeou
 
 def is_usable(spec: Spec) -> bool:
     """Whether wrk is here and can do this load: small whole answers in a closed loop."""
-    small = spec.mode == "closed" and not (spec.stream or spec.mix or spec.tokens)
+    small = spec.mode == "closed" and not (spec.stream or spec.mix or spec.tokens or spec.models)
     return small and shutil.which("wrk") is not None
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from loadtests.scenarios import (
     cold_start,
     distinct,
+    failover,
     herd,
     hot_hit,
     keys_required,
@@ -31,8 +32,8 @@ class Scenario(NamedTuple):
 
 
 _MODULES = (
-    cold_start, distinct, keys_required, hot_hit, tls_upstream, stream_relay, large_bodies, zipf, herd, overload,
-    many_readers, soak, slow_readers,
+    cold_start, distinct, keys_required, hot_hit, tls_upstream, stream_relay, large_bodies, zipf, herd, failover,
+    overload, many_readers, soak, slow_readers,
 )  # fmt: skip
 
 SCENARIOS: dict[str, Scenario] = {

@@ -22,7 +22,11 @@ class UpstreamOptions:
     fault: str = ""
     """A status, ``reset`` before the head, ``cut`` in the middle of the body, or ``hang``."""
     fault_every: int = 1
-    """Each n-th call has the fault."""
+    """Each n-th call has the fault …"""
+    fault_share: float = 1.0
+    """… or of those this share, by chance."""
+    mark: str = ""
+    """A word that each piece of an answer then carries, with the number of the question it answers."""
     cert: str = ""
     """PEM file with certificate and key; with it the provider speaks TLS."""
     sndbuf: int = 0

@@ -285,8 +285,12 @@ class Pipeline:
         terms = exchange.terms
         assert terms is not None
         price = terms.catalog.prices.find(plan.model) if plan.model and plan.routed is None else None
-        patience_s = None if renews else terms.controls.patience_s
-        return Work(plan, exchange.body, self._hot.generation, price, terms.principal, patience_s, renews)
+        patience_s, call, fields = terms.controls.patience_s, exchange.call, None
+        if plan.routed is not None and call is not None and call.body is exchange.body:
+            fields = call.fields
+        return Work(
+            plan, exchange.body, self._hot.generation, price, terms.principal, patience_s, fields, renews
+        )
 
     def _check_idempotency(self, plan: Plan) -> None:
         assert plan.idempotency is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from proxy.config.prices import Price
 from proxy.config.principal import Principal
@@ -23,6 +23,8 @@ class Work(NamedTuple):
     """For whom it was begun; its charge policy is the flight's."""
     patience_s: float | None = None
     """How long the first caller waits for a byte; ``None`` where it did not say."""
+    fields: dict[str, Any] | None = None
+    """What ``body`` parses to, where it was parsed as it stands and somebody may have to read it again."""
     renews: bool = False
     """Nobody waits for it: it renews a stale entry of the hot cache."""
 

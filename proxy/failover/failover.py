@@ -144,7 +144,7 @@ class Failover:
         plan: Plan = flight.work.plan
         routed = plan.routed
         assert routed is not None
-        fingerprint, fields = plan.key or os.urandom(32), orjson.loads(body)
+        fingerprint, fields = plan.key or os.urandom(32), flight.work.fields or orjson.loads(body)
         sticky = _conversation_of(plan.scope, fields) if routed.model.strategy == "sticky" else b""
         order = self._router.order(routed.model, routed.targets, self._health.snapshot, fingerprint, sticky)
         passages = Passages(self._providers, plan, body, fields)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import socket
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from proxy.config.catalog import Catalog
 from proxy.config.keys import KeyRecord
 from proxy.config.settings import Settings
 from proxy.config.watch import CatalogHolder
+from proxy.drain import drain
 from proxy.edge.admin import AdminServer, Health, Views
 from proxy.edge.admin_keys import AdminApi
 from proxy.edge.body import BodyLimits
@@ -51,6 +51,7 @@ from proxy.telemetry.log import Logging, get_logger
 from proxy.telemetry.metrics import Metrics
 from proxy.upstream.outbound import Outbound
 from proxy.vault import Vault
+from proxy.workers.listening import Place, remove_stale_socket, set_mode
 
 _LAG_LIMIT_S = 5.0
 
@@ -66,10 +67,13 @@ class App:
         env: Mapping[str, str] | None = None,
         logging: Logging | None = None,
         clock: Clock | None = None,
+        place: Place | None = None,
     ) -> None:
-        """Build everything; nothing listens and nothing runs yet. Needs a running loop. Raises ``CatalogError``."""
+        """Build everything; nothing listens and nothing runs yet. Needs a running loop. ``place``: the sockets that
+        a parent made. Raises ``CatalogError``."""
         loop = asyncio.get_running_loop()
         self.settings = settings
+        self._place = place
         self.logging = logging
         self.log = get_logger()
         self.phase = "starting"
@@ -178,7 +182,7 @@ class App:
             self.relief,
             limit_bytes=settings.memory_limit_bytes,
             read_rss=self.resident.read,
-            read_limit=read_cgroup_limit,
+            read_limit=lambda: read_cgroup_limit() // (place.parts if place is not None else 1),
         )
         self.janitor = Janitor(clock, deadlines, observe_lag=self._observe_lag)
         self._add_duties()
@@ -193,7 +197,7 @@ class App:
 
     async def start(self) -> None:
         """Listen. Raises ``OSError`` when an address cannot be had."""
-        settings, loop = self.settings, asyncio.get_running_loop()
+        settings = self.settings
         self.transport.prepare({provider.scheme for provider in self.catalogs.current.providers.values()})
         self._stack.push_async_callback(self.vault.close)
         self._stack.callback(self.books.post)
@@ -206,12 +210,10 @@ class App:
         self._stack.push_async_callback(self.fleet.close)
         self._adopt(self.catalogs.current)
         try:
-            self._admin_listener = await loop.create_server(self.admin, settings.admin_host, settings.admin_port)
+            self._admin_listener = await self._listen_admin()
             self._stack.push_async_callback(self._close_admin)
-            if settings.unix_socket:
-                _remove_stale_socket(settings.unix_socket)
             server = self.server
-            listening = await bind(settings.unix_socket or (settings.host, settings.port))
+            listening = self._place.data if self._place is not None else await self._bind()
             most = choose_bound(settings.max_connections)
             self.doors = Doors(listening, server, lambda: len(server.clients), most)
             await self.doors.open()
@@ -220,27 +222,26 @@ class App:
             raise
         self.phase = "serving"
 
-    async def drain(self, grace_s: float) -> None:
-        """Stop admitting, let what is in the air land within ``grace_s``, end the rest with an error event."""
-        self.phase = "draining"
-        self.fleet.warm.stop()
-        error = ProxyError(Kind.DRAINING, "The proxy is shutting down; try again.", retry_after_s=1.0)
-        self.pipeline.admission.draining = error
-        if self.doors is not None:
-            self.doors.close()
-        self.server.hush()
-        await self._landed(grace_s)
-        self.table.close(error)
-        self.table.shut(error)
-        await self.sockets.close()
-        await self._landed(1.0)
+    async def _listen_admin(self) -> asyncio.Server:
+        loop, settings, place = asyncio.get_running_loop(), self.settings, self._place
+        if place is not None and place.admin is not None:
+            return await loop.create_unix_server(self.admin, sock=place.admin)
+        return await loop.create_server(self.admin, settings.admin_host, settings.admin_port)
 
-    async def _landed(self, within_s: float) -> None:
-        """Wait until no exchange is running, at most ``within_s``."""
-        if self.server.running:
-            self.server.idle = asyncio.get_running_loop().create_future()
-            await asyncio.wait((self.server.idle,), timeout=within_s)
-            self.server.idle = None
+    async def _bind(self) -> socket.socket:
+        settings = self.settings
+        if not settings.unix_socket:
+            return await bind((settings.host, settings.port))
+        remove_stale_socket(settings.unix_socket)
+        listening = await bind(settings.unix_socket)
+        set_mode(settings.unix_socket, settings.unix_socket_mode)
+        return listening
+
+    async def drain(self, grace_s: float, delay_s: float = 0.0) -> None:
+        """Unready at once, and serving for ``delay_s``; then stop admitting, let what is in the air land within
+        ``grace_s``, end the rest with an error event."""
+        self.phase = "draining"
+        await drain(self, grace_s, delay_s)
 
     async def close(self) -> None:
         """End everything that is left, in reverse order of its making."""
@@ -255,7 +256,7 @@ class App:
         self._reload_wanted = False
         if self._reloading is not None:
             await asyncio.wait((self._reloading,), timeout=1.0)
-        if self.doors is not None:  # else the socket there is somebody else's
+        if self.doors is not None and self._place is None:  # else the socket there is somebody else's
             _remove(self.settings.unix_socket)
         await self._stack.aclose()
 
@@ -345,6 +346,10 @@ class App:
 
     # -- views ------------------------------------------------------------------------------------------------
 
+    def probe(self) -> tuple[Health, Health]:
+        """What ``/livez`` and ``/readyz`` would say."""
+        return self._live(), self._ready()
+
     def _live(self) -> Health:
         lag_s = self.janitor.lag_s
         return Health(lag_s < _LAG_LIMIT_S, {"event_loop_lag_s": round(lag_s, 4)})
@@ -392,22 +397,6 @@ def _port_of(listener: asyncio.Server | None) -> int:
     if listener is None or not listener.sockets:
         return 0
     return int(listener.sockets[0].getsockname()[1])
-
-
-def _remove_stale_socket(path: str) -> None:
-    """Remove a socket that a killed process left behind. Raises ``OSError`` for one that somebody listens on: asyncio
-    would take it away from them without a word."""
-    if not Path(path).is_socket():
-        return  # nothing, or a file that is not ours to remove: the bind will tell
-    try:
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.connect(path)
-    except ConnectionRefusedError:
-        _remove(path)
-    except OSError:
-        return
-    else:
-        raise OSError(errno.EADDRINUSE, "the socket is in use", path)
 
 
 def _remove(path: str) -> None:

@@ -15,7 +15,10 @@ from typing import Final
 from proxy import __version__
 
 # Each is a module of this room with an `add_parser`; in the order of the help.
-COMMANDS: Final = ("serve", "demo", "mock", "bench", "keys", "usage", "migrate", "config", "healthcheck")
+COMMANDS: Final = (
+    *("serve", "restart", "demo", "mock", "bench", "keys"),
+    *("usage", "migrate", "config", "healthcheck", "nginx"),
+)
 
 
 def make_parser(command: str = "") -> argparse.ArgumentParser:

@@ -1,10 +1,9 @@
-"""``sameflight serve``: one proxy process until it is told to stop."""
+"""``sameflight serve``: one proxy process, or a parent with several, until it is told to stop."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import signal
 import sys
 from typing import TYPE_CHECKING
@@ -12,8 +11,10 @@ from typing import TYPE_CHECKING
 from proxy.config.flags import add_setting_flags, flags_of
 
 if TYPE_CHECKING:
+    import socket
+
     from proxy.app import App
-    from proxy.config.settings import Settings
+    from proxy.config.settings import Loaded, Settings
     from proxy.telemetry.log import Logging
 
 
@@ -23,7 +24,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "serve",
         help="run the proxy",
         description="Runs the proxy. Works without a file and without a database. SIGHUP reads the configuration "
-        "file again, SIGTERM and SIGINT drain: running answers get a grace, a second signal ends it.",
+        "file again, SIGTERM and SIGINT drain: running answers get a grace, a second signal ends it. With several "
+        "workers SIGUSR2 replaces them one after the other and refuses nobody (`sameflight restart`).",
     )
     add_setting_flags(parser)
     parser.set_defaults(run=run)
@@ -33,69 +35,85 @@ def run(args: argparse.Namespace) -> int:
     """Serve until a signal. 0 after a clean drain, 1 if it cannot start, 2 for settings that cannot be used."""
     from proxy.config.settings import SettingsError, load_settings
 
+    flags = flags_of(args)
     try:
-        loaded = load_settings(flags=flags_of(args))
+        loaded = load_settings(flags=flags)
+        workers = loaded.settings.workers or _count_workers()
+        if not loaded.settings.workers:
+            loaded = load_settings(flags=flags | {"workers": str(workers)})  # there may be too few ports for so many
     except SettingsError as error:
         print(f"sameflight serve: these settings cannot be used:\n{error}", file=sys.stderr)
         return 2
     for warning in loaded.warnings:
         print(f"sameflight serve: {warning}", file=sys.stderr)
-    from proxy.cli.loop import new_event_loop
     from proxy.pressure.doors import raise_file_limit
     from proxy.telemetry.log import configure_logging
+    from proxy.workers import StartError
+    from proxy.workers.systemd import take_sockets
 
     raise_file_limit()
-    logging = configure_logging(loaded.settings.log_level, loaded.settings.log_format)
+    settings = loaded.settings
+    given = take_sockets()
+    under_parent = workers > 1 or settings.supervised
+    logging = configure_logging(settings.log_level, settings.log_format, shared=under_parent)
     try:
-        with asyncio.Runner(loop_factory=new_event_loop) as runner:
-            return runner.run(_serve(loaded.settings, logging))
+        if under_parent:
+            return asyncio.run(_lead(loaded, flags, workers, given))
+        return _serve_alone(settings, logging, given)
+    except StartError as error:
+        print(f"sameflight serve: {error}", file=sys.stderr)
+        return 1
     finally:
         logging.close()
 
 
-async def _serve(settings: Settings, logging: Logging) -> int:
-    from proxy.access.pepper import PepperError
-    from proxy.app import App
-    from proxy.config.catalog import CatalogError
-    from proxy.errors import StoreError
+def _count_workers() -> int:
+    from proxy.workers.cpus import count_workers
 
-    try:
-        app = App(settings, logging=logging)
-    except CatalogError as error:
-        print(f"sameflight serve: the configuration file cannot be used:\n{error}", file=sys.stderr)
-        return 1
-    except PepperError as error:
-        print(f"sameflight serve: virtual keys cannot be checked: {error}", file=sys.stderr)
-        return 1
-    try:
-        await app.start()
-    except StoreError as error:
-        print(f"sameflight serve: the database cannot be used: {error}", file=sys.stderr)
-        await app.close()
-        return 1
-    except OSError as error:
-        print(f"sameflight serve: cannot listen: {error}", file=sys.stderr)
-        await app.close()
-        return 1
-    _tune_collector()
+    return count_workers()
+
+
+# -- several workers ---------------------------------------------------------------------------------------------
+
+
+async def _lead(loaded: Loaded, flags: dict[str, object], workers: int, given: list[socket.socket]) -> int:
+    from proxy.workers.parent import Parent
+
+    parent = Parent(loaded, flags, workers, given=given)
+    await parent.run()
+    parent.log.info("stopped")
+    return 0
+
+
+# -- one process -------------------------------------------------------------------------------------------------
+
+
+def _serve_alone(settings: Settings, logging: Logging, given: list[socket.socket]) -> int:
+    from proxy.cli.loop import new_event_loop
+
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        return runner.run(_serve(settings, logging, given))
+
+
+async def _serve(settings: Settings, logging: Logging, given: list[socket.socket]) -> int:
+    from proxy.workers.listening import Place
+    from proxy.workers.starting import start_app
+    from proxy.workers.systemd import notify
+
+    place = Place(given[0], None, 1) if given else None
+    app = await start_app(settings, logging, place)
     stop = _stop_on_signals(app)
     where = settings.unix_socket or app.url
     app.log.info("serving", data=where, admin=app.admin_url, share=settings.share)
+    notify("READY=1")
     try:
         await stop.wait()
-        await _drain(app, stop, settings.drain_grace_s)
+        notify("STOPPING=1")
+        await _drain(app, stop, settings)
     finally:
         await app.close()
     app.log.info("stopped")
     return 0
-
-
-def _tune_collector() -> None:
-    """What is there at the start stays and is not looked at again; requests leave hardly any cycles behind, so that
-    looking for them every few dozen costs more (a twentieth of the CPU) than it finds."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 50)
 
 
 def _stop_on_signals(app: App) -> asyncio.Event:
@@ -104,19 +122,18 @@ def _stop_on_signals(app: App) -> asyncio.Event:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, app.reload)
+    # Its default would end the process, and with it everything that runs.
+    loop.add_signal_handler(signal.SIGUSR2, lambda: app.log.warning("no_parent", hint="SAMEFLIGHT_SUPERVISED=true"))
     return stop
 
 
-async def _drain(app: App, stop: asyncio.Event, grace_s: float) -> None:
+async def _drain(app: App, stop: asyncio.Event, settings: Settings) -> None:
     """Drain; a second signal cuts the grace short."""
+    from proxy.drain import drain_unless
+
     app.books.post()  # what has ended already is told before
-    app.log.info("draining", grace_s=grace_s, running=app.server.running)
+    grace_s, delay_s = settings.drain_grace_s, settings.drain_delay_s
+    app.log.info("draining", grace_s=grace_s, delay_s=delay_s, running=app.server.running)
     stop.clear()
-    again = asyncio.ensure_future(stop.wait())
-    drained = asyncio.ensure_future(app.drain(grace_s))
-    await asyncio.wait((again, drained), return_when=asyncio.FIRST_COMPLETED)
-    again.cancel()
-    if not drained.done():
+    if not await drain_unless(stop, app, grace_s, delay_s):
         app.log.warning("drain_cut_short", running=app.server.running)
-        drained.cancel()
-    await asyncio.gather(again, drained, return_exceptions=True)

@@ -187,7 +187,15 @@ def _shown_text(value: _Given) -> str:
 def _contradictions(settings: Settings) -> list[str]:
     """Values that are right alone and wrong together."""
     problems = []
+    if settings.shared_flights and (settings.cache_url in ("", "memory://") or not settings.key_secret):
+        problems.append(f"{PREFIX}SHARED_FLIGHTS: needs a server in {PREFIX}CACHE_URL, and {PREFIX}KEY_SECRET")
+    last = settings.port + max(settings.workers, 1) - 1
     if settings.unix_socket == "" and settings.port:
+        if settings.port < settings.admin_port <= last and settings.host == settings.admin_host:
+            text = f"{settings.admin_port} is a worker's port as well, they are {settings.port} to {last}"
+            problems.append(f"{PREFIX}ADMIN_PORT: {text}")
+        if last > 65_535:
+            problems.append(f"{PREFIX}PORT: there are not {settings.workers} ports from {settings.port} on")
         if settings.port == settings.admin_port and settings.host == settings.admin_host:
             problems.append(f"{PREFIX}ADMIN_PORT: {settings.port} is the data listener's port as well")
         ours = {settings.host, "127.0.0.1", "localhost", "::1"}

@@ -24,6 +24,7 @@ from proxy.config.values import (
 
 KIB: Final = 1 << 10
 MIB: Final = 1 << 20
+MAX_WORKERS: Final = 256
 
 Parser = Callable[[str], object]
 
@@ -51,6 +52,23 @@ def _port(default: int, help_text: str) -> Any:
     return _setting(default, help_text, integer_between(0, 65_535))
 
 
+def _parse_workers(text: str) -> int:
+    """0 for ``auto``."""
+    if text.strip().lower() == "auto":
+        return 0
+    try:
+        return integer_between(0, MAX_WORKERS)(text)
+    except ValueError:
+        raise ValueError(f"auto or an integer from 1 to {MAX_WORKERS}") from None
+
+
+def _parse_mode(text: str) -> str:
+    mode = text.strip()
+    if not 3 <= len(mode) <= 4 or mode.strip("01234567") or (len(mode) == 4 and mode[0] != "0"):
+        raise ValueError("a file mode in octal, such as 660")
+    return mode
+
+
 def _base_url(default: str, help_text: str) -> Any:
     return _setting(default, help_text, parse_base_url_text)
 
@@ -64,8 +82,13 @@ class Settings:
     """Every process setting; ``Settings()`` is what an empty environment gives."""
 
     host: str = _setting("127.0.0.1", "Address of the data listener.", parse_text)
-    port: int = _port(8080, "Port of the data listener; 0 takes a free one.")
-    unix_socket: str = _setting("", "Path of a Unix socket to listen on instead of host and port.", parse_text)
+    port: int = _port(8080, "Port of the data listener, of the first of several workers; 0 takes a free one.")
+    unix_socket: str = _setting(
+        "",
+        "Path of a Unix socket to listen on instead of host and port; several workers put their number in for "
+        "{worker}, or before the suffix.",
+        parse_text,
+    )
     admin_host: str = _setting("127.0.0.1", "Address of the admin listener (health, metrics).", parse_text)
     admin_port: int = _port(8081, "Port of the admin listener; 0 takes a free one.")
 
@@ -119,6 +142,19 @@ class Settings:
     cache_timeout_ms: float = _setting(
         50.0, "Longest wait for a look-up on that server.", number_from(1.0), "milliseconds"
     )
+    shared_flights: bool = _setting(
+        False,
+        "Identical requests at several processes share one upstream call through the server of CACHE_URL; for places "
+        "where they cannot be led to one process. Needs KEY_SECRET, the same everywhere.",
+        parse_flag,
+    )
+    shared_flight_timeout_ms: float = _setting(
+        20.0, "Longest wait for that server before a flight is the process's own.", number_from(1.0), "milliseconds"
+    )
+    shared_flight_lease_s: float = _seconds(
+        5.0, "Silence of the process that makes the call after which the others take it for dead.", 0.3
+    )
+    shared_flight_bytes: int = _bytes(4 * MIB, "Bytes of one answer that are kept on that server.", 64 * KIB)
     ca_file: str = _setting(
         "", "PEM file of the authorities that may vouch for an upstream; empty: the system's.", parse_text
     )
@@ -243,6 +279,24 @@ class Settings:
     )
 
     drain_grace_s: float = _seconds(25.0, "Time running requests get when the process is told to stop.", 0.0)
+    drain_delay_s: float = _seconds(
+        0.0,
+        "Time for which a process that is told to stop still takes connections, unready, until whoever balances has "
+        "noticed; behind a Kubernetes service 5.",
+        0.0,
+    )
+    workers: int = _setting(
+        1,
+        "Processes that serve, under a parent if there are several, each with a socket or port of its own; auto: as "
+        "many as the CPU limit of the container, rounded up.",
+        _parse_workers,
+    )
+    supervised: bool = _setting(
+        False, "A parent for a single worker as well, which restarts and replaces it without a refusal.", parse_flag
+    )
+    unix_socket_mode: str = _setting(
+        "", "Who may connect to the Unix sockets, in octal, such as 660; empty: as the umask says.", _parse_mode
+    )
 
     ask_usage: bool = _setting(
         False,

@@ -20,7 +20,7 @@ from proxy.edge.connection import MAX_LINE_BYTES, Connection, Written
 from proxy.edge.heads import PlainHeads
 from proxy.edge.lane import Lane
 from proxy.edge.relay import EdgeTools, Relay
-from proxy.edge.sockets import PARTING_S
+from proxy.edge.sockets import PARTING_S, has_sent, say_goodbye
 from proxy.edge.websocket import SocketRelay, refusal_of
 from proxy.errors import Kind, ProxyError
 from proxy.exchange import Exchange
@@ -119,12 +119,33 @@ class DataServer(web.Server):
         if not self.running and self.idle is not None:
             _resolve(self.idle)
 
+    def announce(self) -> None:
+        """From now on each connection ends with the next answer whose head can say so."""
+        self.draining = True
+        for connection in self.clients:
+            relay = connection.relay
+            if relay is not None and not relay.exchange.head_out_at:
+                relay.close_after = True
+
+    def part_idle(self, idle_since: dict[Connection | Lane, float], now: float, quiet_s: float) -> int:
+        """Close connections that have been idle for ``quiet_s``; returns how many there are of any kind. A stream
+        that had begun before `announce` could not say that it was the last answer, so its client may send another
+        request on the connection, and gets an answer that does say so. ``idle_since`` is kept for the next call."""
+        clients = self.clients
+        for connection in clients:
+            if connection.relay is not None:
+                idle_since.pop(connection, None)
+            elif now - idle_since.setdefault(connection, now) >= quiet_s:
+                _part(connection)
+        return len(clients)
+
     def hush(self) -> None:
-        """From now on connections end with the answer they are at; idle ones end at once."""
+        """From now on connections end with the answer they are at; idle ones end at once, but for those whose next
+        request has come already."""
         self.draining = True
         for connection in self.clients:
             if connection.relay is None:
-                connection.close_now()
+                _part(connection)
             else:
                 connection.relay.close_after = True
 
@@ -287,6 +308,12 @@ class DataServer(web.Server):
             relay.answer(*refusal_of(refused.head, located.dialect, exchange.request_id))
         else:
             relay.hand_over()
+
+
+def _part(connection: Connection | Lane) -> None:
+    if not has_sent(connection.transport):
+        say_goodbye(connection.transport)
+        connection.close_now()
 
 
 def _locate_anyhow(head: RequestHead) -> Located | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import socket
 import struct
@@ -43,3 +44,21 @@ def has_hung_up(transport: Transport | None) -> bool:
     poller = select.poll()
     poller.register(sock.fileno(), _HANGUP)
     return bool(poller.poll(0))
+
+
+def has_sent(transport: Transport | None) -> bool:
+    """Whether bytes of the client have come that nobody has read yet, or its FIN."""
+    sock = transport.get_extra_info("socket") if transport is not None else None
+    if sock is None:
+        return False
+    poller = select.poll()
+    poller.register(sock.fileno(), select.POLLIN)
+    return bool(poller.poll(0))
+
+
+def say_goodbye(transport: Transport | None) -> None:
+    """Send FIN now. A close alone waits for the loop's next turn, and a request that comes until then is lost."""
+    sock = transport.get_extra_info("socket") if transport is not None else None
+    if sock is not None:
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(sock.fileno())) as again:
+            again.shutdown(socket.SHUT_WR)

@@ -93,8 +93,26 @@ class Doors:
     def is_open(self) -> bool:
         return self._server is not None
 
+    async def take_in(self) -> None:
+        """Shut, and take in whoever has waited until now, as far as there is room: they were not refused, so nobody
+        may drop them."""
+        self._closed = True
+        self._shut()
+        loop = asyncio.get_running_loop()
+        room = max(0, self.most - self._occupied())
+        for _ in range(min(BACKLOG, room)):
+            try:
+                caller, _ = self._socket.accept()
+            except OSError:  # nobody waits any more
+                return
+            caller.setblocking(False)
+            try:
+                await loop.connect_accepted_socket(self._make_protocol, caller)
+            except OSError:  # it has left
+                caller.close()
+
     def close(self) -> None:
-        """Nobody comes in any more, and nobody waits."""
+        """Nobody comes in any more, and nobody waits, unless a copy of the socket is kept elsewhere."""
         self._closed = True
         self._shut()
         if self._opening is not None:

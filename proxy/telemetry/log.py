@@ -18,7 +18,7 @@ import orjson
 import structlog
 
 from proxy.telemetry.redact import hide_named, is_suspect, redact, redact_text
-from proxy.telemetry.sink import BufferedSink, ByteStream
+from proxy.telemetry.sink import SHARED_BATCH_BYTES, BufferedSink, ByteStream
 
 LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 
@@ -140,8 +140,11 @@ class Logging:
         return self.sink.close(timeout_s)
 
 
-def configure_logging(level: str = "info", fmt: str = "auto", stream: ByteStream | None = None) -> Logging:
-    """Send events of ``level`` and above to ``stream`` (a binary file; standard output unless given).
+def configure_logging(
+    level: str = "info", fmt: str = "auto", stream: ByteStream | None = None, *, shared: bool = False
+) -> Logging:
+    """Send events of ``level`` and above to ``stream`` (a binary file; standard output unless given); ``shared`` with
+    other processes, which must not write into our lines.
 
     ``fmt`` is ``json``, ``console`` or ``auto``: console on a terminal. What the standard library's loggers say
     (aiohttp, asyncio) goes the same way, from ``warning`` on.
@@ -150,7 +153,7 @@ def configure_logging(level: str = "info", fmt: str = "auto", stream: ByteStream
     if fmt == "auto":
         isatty: Callable[[], bool] = getattr(target, "isatty", lambda: False)
         fmt = "console" if isatty() else "json"
-    sink = BufferedSink(target)
+    sink = BufferedSink(target, batch_bytes=SHARED_BATCH_BYTES) if shared else BufferedSink(target)
     threshold = LEVELS[level]
     structlog.configure(
         processors=_processors(fmt),

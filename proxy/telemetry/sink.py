@@ -17,6 +17,8 @@ CAPACITY_BYTES: Final = 8 << 20
 _GATHER_S: Final = 0.05
 """How long the thread lets lines gather before it writes them, so that it costs one system call for many lines."""
 _BATCH_BYTES: Final = 1 << 18
+SHARED_BATCH_BYTES: Final = 4096
+"""What a pipe takes in one piece (PIPE_BUF), so that several processes can write whole lines into it."""
 
 
 class ByteStream(Protocol):
@@ -32,6 +34,7 @@ class BufferedSink:
     # `dropped`. `_told` says that the thread has been told already; a stale value costs one needless wake-up.
     __slots__ = (
         "__weakref__",
+        "_batch_bytes",
         "_capacity_bytes",
         "_closed",
         "_fd",
@@ -47,7 +50,10 @@ class BufferedSink:
         "written",
     )
 
-    def __init__(self, stream: ByteStream, capacity_bytes: int = CAPACITY_BYTES) -> None:
+    def __init__(
+        self, stream: ByteStream, capacity_bytes: int = CAPACITY_BYTES, *, batch_bytes: int = _BATCH_BYTES
+    ) -> None:
+        self._batch_bytes = batch_bytes
         self._stream = stream
         self._fd = _descriptor_of(stream)
         self._capacity_bytes = capacity_bytes
@@ -125,7 +131,7 @@ class BufferedSink:
         size = 0
         with self._lock:
             lines = self._lines
-            while lines and size < _BATCH_BYTES:
+            while lines and (not batch or size + len(lines[0]) <= self._batch_bytes):
                 line = lines.popleft()
                 size += len(line)
                 batch.append(line)

@@ -38,6 +38,7 @@ LAYERS = {
     "listing": 5,
     "model_lists": 5,
     "failover": 5,
+    "formation": 5,
     "production": 5,
     "reading": 5,
     "pipeline": 5,
@@ -49,8 +50,11 @@ LAYERS = {
     "exposure_vault": 7,
     "exposure_retries": 7,
     "exposure_upstream": 7,
+    "exposure_formation": 7,
     "vault": 7,
     "relief": 7,
+    "workers": 7,
+    "drain": 7,
     "app": 7,
     "cli": 7,
     "__main__": 7,
@@ -65,7 +69,7 @@ HIGHER = {
 
 # Third-party module -> the rooms (or modules) that may import it.
 LIBRARIES = {
-    "aiohttp": ("edge/", "upstream/session.py", "upstream/websocket.py"),
+    "aiohttp": ("edge/", "upstream/session.py", "upstream/websocket.py", "workers/admin.py"),
     "aiohappyeyeballs": ("upstream/connect.py",),
     "httptools": ("upstream/wire.py", "upstream/response.py", "mock/"),
     "uvloop": ("cli/loop.py",),
@@ -78,7 +82,7 @@ LIBRARIES = {
     "redis": ("valkey.py",),
     "orjson": (
         *("protocol/", "providers/", "edge/", "config/", "telemetry/"),
-        *("cache/recording.py", "mock/", "cli/", "books.py", "failover/"),
+        *("cache/recording.py", "mock/", "cli/", "books.py", "failover/", "formation/", "workers/"),
     ),
     "brotli": ("protocol/encoding.py",),
     "backports": ("protocol/encoding.py",),

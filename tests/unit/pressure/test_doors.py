@@ -141,3 +141,17 @@ def test_the_bound_is_what_is_wanted_or_below_half_of_the_file_descriptors() -> 
 
     assert choose_bound(7) == 7
     assert choose_bound(0) == int(0.45 * limit)
+
+
+async def test_whoever_waits_when_the_doors_close_for_good_is_taken_in_as_far_as_there_is_room(house: House) -> None:
+    """They were not refused, so nobody drops them; whoever comes afterwards is refused."""
+    house.doors._shut()
+    await house.call(3)
+    await house.doors.take_in()
+    inside = len(house.inside)
+    house.doors.close()
+    await run_ticks(20)
+
+    assert inside == 3
+    assert len(house.inside) == 3
+    assert not house.doors.is_open

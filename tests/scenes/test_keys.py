@@ -398,8 +398,8 @@ async def test_every_route_is_closed_to_everybody_but_those_who_may(caller: str)
     assert wrong == []
 
 
-# Status and calls of the upstream. Who is limited to models sees those alone, from the provider's list, which is asked
-# for once; what a key is limited to is open to it.
+# Status and calls of the upstream. Who is limited to models sees those alone, from the provider's list, which is
+# asked for once; what a key is limited to is open to it.
 EXCEPTIONS = {
     ("wrong_model", "model"): (404, 1),
     ("wrong_model", "models"): (200, 0),

@@ -38,6 +38,7 @@ from proxy.flight.idempotency import IdempotencyIndex
 from proxy.flight.limits import Limits
 from proxy.flight.runner import TaskRunner
 from proxy.flight.table import Table
+from proxy.formation.make import make_formation
 from proxy.janitor import Janitor
 from proxy.pipeline import Pipeline
 from proxy.policy.planner import Planner
@@ -91,6 +92,7 @@ class App:
             prefix=settings.cache_prefix,
             bounds=Bounds(get_s=settings.cache_timeout_ms / 1e3),
         )
+        self.formation = make_formation(settings, secret, clock)
         self.transport = Outbound(settings, clock, deadlines, os.environ if env is None else env)
         self.runner = TaskRunner(loop)
         self.table = Table(clock, deadlines, self.runner, _limits(settings))
@@ -116,6 +118,7 @@ class App:
             deadlines=deadlines,
             transport=self.transport,
             failover=self.fleet.failover,
+            formation=self.formation,
             hot=self.hot,
             shared=self.shared,
             books=self.books,
@@ -206,6 +209,9 @@ class App:
         self._stack.callback(self.janitor.stop)
         self._stack.push_async_callback(self.shared.close)
         self.shared.start(self.hot.purge)
+        if self.formation is not None:
+            self._stack.push_async_callback(self.formation.close)
+            self.formation.start()
         self._stack.push_async_callback(self.transport.close)
         self._stack.push_async_callback(self.fleet.close)
         self._adopt(self.catalogs.current)

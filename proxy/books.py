@@ -293,7 +293,10 @@ def _charge(exchange: Exchange, report: Report | None) -> tuple[Account, Usage |
         key = terms.principal.key
         policy = "each" if key is not None and key.charge == "each" else "first"
         price = terms.catalog.prices.find(plan.model) if plan.routed is None else plan.routed.usual
-        return save(usage, price, policy=policy), usage if policy == "each" else None, None
+        if report.answered_by is not None:
+            price = report.price
+        whole = exchange.outcome == "ok" or not report.relayed
+        return save(usage, price, whole=whole, policy=policy), usage if policy == "each" else None, None
     flight = subscription.flight
     work: Work = flight.work
     leads = flight.payer is subscription

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from proxy.cache.shared import AiocacheShared
+from proxy.exposure_formation import expose_formation
 from proxy.exposure_retries import expose_retries
 from proxy.exposure_upstream import expose_health
 from proxy.exposure_vault import expose_vault
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 def expose(app: App) -> None:
     """Register every room's counters with the metrics."""
     _expose_flights(app)
+    expose_formation(app.formation, app.metrics)
     _expose_caches(app)
     _expose_upstream(app)
     _expose_process(app)

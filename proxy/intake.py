@@ -8,7 +8,7 @@ use half of it and an error can then still be answered as one.
 
 from __future__ import annotations
 
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from proxy.accounting.report import Report
 from proxy.cache.recording import Recording
@@ -28,6 +28,9 @@ from proxy.protocol.sse import SseScanner
 from proxy.protocol.usage import Usage, UsageReader, estimate_usage, usage_from_body
 from proxy.upstream.base import Control
 
+if TYPE_CHECKING:
+    from proxy.formation.lead import Lead
+
 HOLD_BYTES: Final = 1 << 20
 """A whole answer longer than this flows as it comes."""
 
@@ -39,6 +42,12 @@ MISSING_MODEL_S: Final = 15.0
 """How long a model that the upstream does not know is not asked for again."""
 
 _JSON: Final = (b"application/json", b"text/event-stream")
+
+_FRAMING: Final = frozenset((
+    *(b"content-type", b"content-length", b"content-encoding", b"transfer-encoding"),
+    *(b"cache-control", b"vary", b"connection"),
+))  # fmt: skip
+"""What an answer is judged by, and told to other processes for."""
 
 
 class Shelf(Protocol):
@@ -74,6 +83,7 @@ class Intake:
         "_told",
         "_usage",
         "flight",
+        "lead",
         "of_our_own",
         "recording",
         "report",
@@ -96,6 +106,8 @@ class Intake:
         self._filter: UsageFilter | None = None
         self._usage: UsageReader | None = None
         self._told: Usage | None = None
+        self.lead: Lead | None = None
+        """Through which other processes are told of the answer."""
         self.of_our_own: HeaderList = []
         """Header lines of the proxy's that every subscriber gets with the answer."""
         self._grace: Deadline | None = None
@@ -122,10 +134,61 @@ class Intake:
         if ended:
             self._end()
         flight.flush()
+        if self.lead is not None:
+            self._tell(self.lead, head, data, ended)
 
     def tell_usage(self, usage: Usage) -> None:
         """What the upstream reported, where the bytes of the answer are a translation and may say less."""
         self._told = usage
+
+    # -- other processes -------------------------------------------------------------------------------------
+
+    def _tell(self, lead: Lead, head: ResponseHead | None, data: bytes, ended: bool) -> None:
+        """Pass on what came, as it came, but for what is about this one call."""
+        if self.flight.solo:
+            lead.abandon("unshareable")
+            return
+        if head is not None:
+            answer, report = self._answer, self.report
+            assert answer is not None
+            goes = _FRAMING.union([name for name, _ in answer.shared])
+            target = report.answered_by.id if report.answered_by is not None else ""
+            lead.head(head, goes, self.of_our_own, target)
+        lead.append(data)
+        if ended:
+            lead.end(self._told)
+
+    def follow(self, control: Control) -> None:
+        """The answer is another process's: its call is on that one's books."""
+        self.report.relayed = True
+        self.flight.producer = control
+        self.flight.producer_paused = False
+
+    @property
+    def has_begun(self) -> bool:
+        return self.flight.phase is not Phase.OPENING
+
+    def name_answerer(self, target: str) -> None:
+        routed = self._plan.routed
+        for each in routed.targets if routed is not None else ():
+            if each.id == target:
+                self.report.answered_by = each
+                self.report.price = routed.prices[target] if routed is not None else None
+
+    def begin_again(self) -> None:
+        """What came so far is no answer, and nobody has seen any of it."""
+        self.release()
+        if self._grace is not None:
+            self._grace.cancel()
+            self._grace = None
+        self._answer = self._scanner = self._filter = self._usage = self._told = None
+        self._held_bytes = 0
+        self.of_our_own = []
+        flight, report = self.flight, self.report
+        flight.producer = flight.last_words = None
+        report.relayed = False
+        report.head = report.answered_by = report.price = None
+        report.head_at = 0.0
 
     # -- the head --------------------------------------------------------------------------------------------
 

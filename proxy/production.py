@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from proxy.accounting.report import Report
 from proxy.cache.hot import HotCache
@@ -22,10 +22,18 @@ from proxy.clock import Clock, Deadlines
 from proxy.errors import Kind, ProxyError
 from proxy.failover.failover import Failover
 from proxy.flight.flight import Ending, Flight, Phase
+from proxy.formation.landing import Landing
 from proxy.intake import Intake
 from proxy.policy.plan import Plan
 from proxy.upstream.base import Call, Origin, Over, Patience, Transport, UpstreamRequest
 from proxy.work import Work
+
+if TYPE_CHECKING:
+    from proxy.formation.formation import Formation
+    from proxy.formation.lead import Lead
+
+_PATIENCE_S: Final = 0.03
+"""A look at the shared cache that took longer leaves no time to ask the same server for anything else."""
 
 
 class FlightBooks(Protocol):
@@ -46,6 +54,7 @@ class Production:
         "_connect_s",
         "_deadlines",
         "_failover",
+        "_formation",
         "_hot",
         "_origins",
         "_patiences",
@@ -61,18 +70,21 @@ class Production:
         deadlines: Deadlines,
         transport: Transport,
         failover: Failover | None = None,
+        formation: Formation | None = None,
         hot: HotCache,
         shared: SharedCache,
         books: FlightBooks,
         finished: Callable[[Flight], None],
         connect_s: float = 5.0,
     ) -> None:
-        """``failover`` carries what the catalog routes. ``finished`` is told of the end of each flight that `launch`
+        """``failover`` carries what the catalog routes; with a ``formation`` flights are shared with other processes.
+        ``finished`` is told of the end of each flight that `launch`
         began."""
         self._clock = clock
         self._deadlines = deadlines
         self._transport = transport
         self._failover = failover
+        self._formation = formation
         self._hot = hot
         self._shared = shared
         self._books = books
@@ -86,6 +98,8 @@ class Production:
         upstream's answer. ``None`` if that is not so."""
         work: Work = flight.work
         if self._shared.enabled and (work.plan.caching.reads or work.plan.caching.writes):
+            return None
+        if self._formation is not None and flight.mapped:
             return None
         report = flight.report = Report(flight.born_at)
         intake = Intake(flight, report, self, self._clock, self._deadlines)
@@ -136,6 +150,8 @@ class Production:
                 intake.fail(ProxyError(Kind.DRAINING, "The proxy is shutting down."), Ending.SHUTDOWN)
         finally:
             intake.release()
+            if intake.lead is not None:
+                _tell_end(intake, error)
             flight.filled()
             if flight.work.renews:
                 self._settle_refresh(flight)
@@ -151,6 +167,8 @@ class Production:
                 if self._is_fresh(recording, plan):  # an outlived one only stands in for a failing upstream
                     intake.replay(recording, "shared")
                     return
+        if self._formation is not None and flight.mapped and await self._follow(self._formation, flight, intake):
+            return
         if plan.routed is None:
             await self._transport.exchange(self._request(work), intake, self._patience(plan))
         else:
@@ -160,6 +178,29 @@ class Production:
         current = work.generation == self._hot.generation  # no purge was learnt since the answer was kept
         if flight.phase is Phase.FILLING and intake.recording is not None and plan.key is not None and current:
             await self._shared.put(plan.key, intake.recording, plan.caching.keeps_s)
+
+    async def _follow(self, formation: Formation, flight: Flight, intake: Intake) -> bool:
+        """Whether another process's answer filled the flight. If not the call is to be made here, and others may be
+        told of it."""
+        plan: Plan = flight.work.plan
+        if plan.key is None or self._clock.now() - intake.report.started_at > _PATIENCE_S:
+            return False
+        follows, after = plan.sharing.joins or plan.sharing.retry, None
+        for _ in range(formation.bounds.tries):
+            part = await formation.join(plan.key, follows=follows, after=after)
+            if part is None:
+                return False
+            if part.leads:
+                _lead(flight, intake, part)
+                return False
+            landing = await part.fly(intake, plan.total_s)
+            if landing is Landing.DONE:
+                return True
+            intake.begin_again()
+            if landing is Landing.ALONE:
+                return False
+            after = part
+        return False
 
     def _is_fresh(self, recording: Recording, plan: Plan) -> bool:
         age_s, most_s = recording.age_s(self._clock.now()), plan.caching.max_age_s
@@ -211,6 +252,26 @@ class Production:
         work: Work = flight.work
         if work.renews and work.plan.key is not None and not flight.report.stored:
             self._hot.end_refresh(work.plan.key, self._clock.now())
+
+
+def _lead(flight: Flight, intake: Intake, lead: Lead) -> None:
+    """Other processes are told of the flight from now on, and it flies on for them if everybody leaves here."""
+    intake.lead = lead
+    flight.beyond = lambda unwanted: lead.part(lambda: not flight.subscribers, unwanted)
+
+
+def _tell_end(intake: Intake, error: BaseException | None) -> None:
+    """Other processes are told how it went, unless they were."""
+    lead, flight = intake.lead, intake.flight
+    assert lead is not None
+    flight.beyond = None  # it knows the flight
+    failure = error if isinstance(error, ProxyError) else flight.error
+    if failure is not None and intake.report.remark != "cut_after_end":
+        lead.fail(failure)
+    elif flight.ending in (Ending.OK, Ending.CUT):
+        lead.end()
+    else:
+        lead.abandon(flight.ending.value if flight.ending is not None else "bug")
 
 
 class DirectFlight:

@@ -38,6 +38,7 @@ class Report:
         "paid",
         "parts",
         "price",
+        "relayed",
         "remark",
         "request_sent_at",
         "started_at",
@@ -72,13 +73,15 @@ class Report:
         """Of ``answered_by``."""
         self.stored = False
         """The answer was written to the hot cache."""
+        self.relayed = False
+        """Another process made the call, and pays for it."""
         self.remark = ""
         """Low-cardinality word for an unusual answer: ``no_terminal``, ``inband_error``, ``cut_after_end``."""
 
     @property
     def is_gift(self) -> bool:
-        """The answer came from a cache although it went through a flight, so nobody pays for it."""
-        return self.remark in _GIFTS
+        """The answer came from a cache or another process although it went through a flight: nobody pays for it."""
+        return self.relayed or self.remark in _GIFTS
 
 
 _GIFTS = ("shared", "stale-if-error")

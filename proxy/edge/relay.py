@@ -282,6 +282,8 @@ class Relay:
         elif self.http10:
             framing += _KEEP
         leads = self.subscription is None or self.subscription.leads
+        if exchange.role == "leader" and exchange.facts is not None and exchange.facts.relayed:
+            exchange.role = "follower"  # of another process's flight
         now = exchange.head_out_at = self._tools.clock.now()
         return answer_head(exchange, head, framing, date=self._tools.date.get(now), leads=leads, now=now)
 

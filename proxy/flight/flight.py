@@ -70,7 +70,7 @@ class Flight:
 
     # Mutable state, by who writes it:
     #   production     phase, head, tape, ending, error (through begin, append, seal, filled), producer, report,
-    #                  finishing, last_words
+    #                  finishing, last_words, beyond
     #   subscriptions  subscribers, paused (through attach, detach, pause, resume)
     #   table          mapped, solo, linger, retains
     #   runner         task
@@ -78,6 +78,7 @@ class Flight:
     __slots__ = (
         "_again",
         "_queue",
+        "beyond",
         "born_at",
         "ending",
         "error",
@@ -130,6 +131,9 @@ class Flight:
         """What production found out on the way, for whoever accounts; opaque here."""
         self.last_words: Callable[[ProxyError], bytes] | None = None
         """What to end a broken answer with (an error event), if it can be said where the bytes end; opaque here."""
+        self.beyond: Callable[[Callable[[], None]], bool] | None = None
+        """Whether others than the subscribers may want it. Asked once nobody is subscribed; if so, what it is given
+        is called when they do not any more."""
         self.producer: Producer | None = None
         self.producer_paused = False
         self.subscribers: dict[Subscription, None] = {}

@@ -82,7 +82,7 @@ class Table:
         self.joins: dict[str, int] = {}
         self.refused: dict[str, int] = {}
         self.endings: dict[Ending, int] = dict.fromkeys(Ending, 0)
-        self.lingers: dict[str, int] = {"joined": 0, "finished": 0, "cancelled": 0, "over_budget": 0}
+        self.lingers: dict[str, int] = {"joined": 0, "finished": 0, "cancelled": 0, "over_budget": 0, "shared": 0}
         self.superseded = 0
         self.released = 0
         self.ejected_lagging = 0
@@ -295,7 +295,7 @@ class Table:
             if flight.finishing:
                 wait_s = max(wait_s, _FINISH_S)
             if wait_s <= 0:
-                self._cancel(flight)
+                self._let_go(flight)
             elif wait_s != math.inf:
                 self._linger(flight, wait_s)
 
@@ -306,7 +306,18 @@ class Table:
             self._cancel(flight)
             return
         self._lingering[flight.scope] = count + 1
-        flight.linger = self.deadlines.arm(wait_s, lambda: self._cancel(flight))
+        flight.linger = self.deadlines.arm(wait_s, lambda: self._let_go(flight))
+
+    def _let_go(self, flight: Flight) -> None:
+        """Nobody here reads it: it is cancelled, unless it is told to others who do."""
+        if flight.beyond is None or not flight.beyond(lambda: self._unwanted(flight)):
+            self._cancel(flight)
+        elif flight.linger is not None:
+            self._stop_lingering(flight, "shared")
+
+    def _unwanted(self, flight: Flight) -> None:
+        if not flight.subscribers and flight.phase < Phase.FILLING:
+            self._cancel(flight)
 
     def _stop_lingering(self, flight: Flight, result: str) -> None:
         assert flight.linger is not None

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from proxy.access.identity import Identity, PendingKeyError, scope_of
+from proxy.access.identity import Identity, PendingKeyError, demand_provider_key, scope_of
 from proxy.access.keyring import Keyring
 from proxy.config.catalog import Catalog, default_catalog
 from proxy.config.keys import KeyRecord
@@ -99,9 +99,11 @@ async def test_a_token_of_anthropics_sdk_becomes_an_api_key_header(rig: Rig) -> 
 async def test_without_a_provider_key_a_key_of_ours_is_of_no_use(rig: Rig) -> None:
     """A clear refusal, and nothing of the caller's goes upstream."""
     rig.put()
+    principal = rig.ask(bearer(TOKEN), "mistral")
 
+    assert principal.credential == []
     with refusal(Kind.FORBIDDEN, "No key for mistral is configured"):
-        rig.ask(bearer(TOKEN), "mistral")
+        demand_provider_key(principal, "mistral")
 
 
 async def test_a_key_that_is_not_in_memory_is_waited_for_once(rig: Rig) -> None:

@@ -51,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
     from proxy.workers import StartError
     from proxy.workers.systemd import take_sockets
 
+    # Its default would end the process, until there is something that can be read again.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     raise_file_limit()
     settings = loaded.settings
     given = take_sockets()

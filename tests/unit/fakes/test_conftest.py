@@ -30,8 +30,8 @@ def test_task_left_behind_fails_its_test_by_name(tmp_path: Path) -> None:
     probe = tmp_path / "test_probe.py"
     probe.write_text(_LEAKY)
     settings = str(_ROOT / "pyproject.toml")
-    command = [sys.executable, "-m", "pytest", "-q", "-c", settings, "-p", "tests.conftest", "-n", "0", "--reruns", "0"]
-    command.append(str(probe))
+    once = ("-n", "0", "--reruns", "0")
+    command = [sys.executable, "-m", "pytest", "-q", "-c", settings, "-p", "tests.conftest", *once, str(probe)]
     done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, timeout=50, check=False)
     assert "3 passed, 1 error" in done.stdout, done.stdout
     assert "stowaway" in done.stdout

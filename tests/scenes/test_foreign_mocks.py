@@ -359,6 +359,9 @@ async def test_one_mock_answers_where_another_fails(peer: Callable[[str], Peer])
                         heard = await sdk.ask(question, streams=False)
                         assert heard.text == GREETING, f"{caller} over {kind} {status}"
                         assert first.get("/_llmock/scenario")["pending"] == [], "the fault was met"
+                        # A key that was refused is passed over for a while; here each fault is to be met.
+                        stage.app.fleet.credentials.keep({})
+                        stage.app.fleet.adopt(stage.app.catalogs.current)
     verdict = first.get("/_llmock/verdict")
 
     assert verdict["faults_injected"] == len(CALLERS) * len(MOUNTS["llmock"]) * 3

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -24,10 +25,18 @@ _STOP_S = 10.0
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of loopback that nobody listens on now, and none of those given out last: two that are asked for in a row
+    are to be two."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        if port not in _GIVEN:
+            _GIVEN.append(port)
+            return port
+
+
+_GIVEN: deque[int] = deque(maxlen=32)
 
 
 def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -25,8 +25,7 @@ _STOP_S = 10.0
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens on now, and none of those given out last: two that are asked for in a row
-    are to be two."""
+    """A port of loopback that nobody listens on now, and none of those given out last: two in a row are two."""
     while True:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

@@ -51,7 +51,9 @@ class Onward:
         if elsewhere is None:
             return False
         remaining_s = self._remaining_s(course, now)
-        told_s = course.not_before.get(course.target.id, 0.0) - now
+        # What a target said about one of its keys does not bind the next.
+        rotates = elsewhere and course.target is target
+        told_s = 0.0 if rotates else course.not_before.get(course.target.id, 0.0) - now
         wait_s = pause_s(
             attempt=course.made,
             throttled=upshot.outcome is Outcome.THROTTLED,

@@ -19,7 +19,7 @@ class Upshot:
     """What one attempt came to."""
 
     # Frozen after construction; a class for its defaults.
-    __slots__ = ("again", "attempt", "error", "fault", "free", "key", "outcome", "retry_after_s", "why")
+    __slots__ = ("again", "attempt", "error", "fault", "free", "outcome", "retry_after_s", "why")
 
     def __init__(
         self,

@@ -67,6 +67,24 @@ async def test_when_everybody_leaves_during_a_second_attempt_it_ends_as_well() -
         assert stage.calls() == {"one": 1, "two": 1}
 
 
+async def test_a_throttled_key_gives_way_to_the_next_without_waiting() -> None:
+    """The vendor wants one key left alone for a quarter of a minute; the other one was not asked yet."""
+    keys = [key_of("one", number) for number in range(2)]
+    async with Many({"one": {**COMPATIBLE, "api_keys": keys}}, {"smart": {"targets": ["one/llama"]}}) as stage:
+        throttled = refusal(429, "slow down", headers=[("retry-after", "15")])
+        well = answers("one")
+
+        def script(call: Call) -> Any:
+            return (throttled if stage.upstreams["one"].calls == 1 else well)(call)
+
+        stage.upstreams["one"].respond_with(script)
+        response = await stage.say("smart")
+        await stage.at_rest()
+
+        assert response.status == 200
+        assert sorted(stage.keys_used("one")) == keys
+
+
 async def test_when_everybody_leaves_during_a_pause_the_target_is_not_asked_again() -> None:
     """The only target wants to be left alone for a quarter of a minute; nobody waits that long."""
     async with Many({"one": COMPATIBLE}, {"smart": {"targets": ["one/llama"]}}) as stage:

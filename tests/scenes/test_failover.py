@@ -466,16 +466,16 @@ async def test_identical_requests_pick_the_same_target(strategy: str) -> None:
     targets = [{"provider": name, "model": "m", "weight": 1} for name in ("one", "two", "three")]
     providers = dict.fromkeys(("one", "two", "three"), COMPATIBLE)
     async with Many(providers, {"cheap": {"targets": targets, "strategy": strategy}}) as stage:
-        for number in range(12):
-            texts = {text_in(await stage.say("cheap", f"question {number}")) for _ in range(3)}
+        for number in range(40):  # by chance all of them miss a target once in three million times
+            texts = {text_in(await stage.say("cheap", f"question {number}")) for _ in range(2)}
             assert len(texts) == 1, f"question {number} was answered by {texts}"
         await stage.at_rest()
 
-        assert sum(stage.calls().values()) == 36
+        assert sum(stage.calls().values()) == 80
         if strategy == "sticky":
             assert len(stage.calls()) == 1, "all questions are of one caller"
         else:
-            assert len(stage.calls()) == 3, "twelve questions go to all of three equal targets"
+            assert len(stage.calls()) == 3, "forty questions go to all of three equal targets"
 
 
 @pytest.mark.parametrize("strategy", ["round_robin", "least_in_flight"])

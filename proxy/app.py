@@ -48,6 +48,7 @@ from proxy.pressure.memory import MemoryWatch, Resident, read_cgroup_limit
 from proxy.pressure.turns import Turns
 from proxy.production import Production
 from proxy.relief import Relief
+from proxy.shaping import Shaper
 from proxy.telemetry.log import Logging, get_logger
 from proxy.telemetry.metrics import Metrics
 from proxy.upstream.outbound import Outbound
@@ -143,6 +144,7 @@ class App:
             idempotency=self.idempotency,
             books=self.books,
             via_mark=via[4:],
+            shaper=Shaper(clock),
             gate=self.gate,
             listing=self.fleet.listing,
         )

@@ -14,6 +14,7 @@ from proxy.errors import ProxyError
 from proxy.flight.subscription import Subscription
 from proxy.policy.plan import Plan
 from proxy.policy.planner import Terms
+from proxy.policy.shaped import Shaped
 from proxy.protocol.call import Call
 from proxy.protocol.message import RequestHead
 from proxy.protocol.routes import Located
@@ -62,6 +63,7 @@ class Exchange:
         "reservation",
         "role",
         "served_at",
+        "shaped",
         "status",
         "subscription",
         "terms",
@@ -89,6 +91,8 @@ class Exchange:
         """The whole request is there."""
         self.call: Call | None = None
         """Until it has joined."""
+        self.shaped: Shaped | None = None
+        """What policies made of it; ``None`` where there are none."""
         self.plan: Plan | None = None
         self.reservation: Reservation = UNLIMITED
         self.admitted_at = 0.0
@@ -97,7 +101,8 @@ class Exchange:
         self.report: Report | None = None
         """Of a hit; an exchange on a flight reads the flight's."""
         self.role = "none"
-        """``leader``, ``follower``, ``alone``, ``hit`` or ``none``: for the log and ``Cache-Status``."""
+        """``leader``, ``follower``, ``alone``, ``hit``, ``pattern``, ``local`` or ``none``: for the log and
+        ``Cache-Status``."""
         self.joined_at = 0.0
         self.hit_age_s = 0.0
         self.hit_ttl_s = 0.0

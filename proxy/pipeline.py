@@ -36,6 +36,7 @@ from proxy.pressure.gate import Gate
 from proxy.protocol.ask_usage import ask
 from proxy.protocol.usage import Usage
 from proxy.reading import read_call
+from proxy.shaping import Shaper
 from proxy.work import Work
 
 
@@ -51,6 +52,7 @@ class Pipeline:
         "_identity",
         "_listing",
         "_planner",
+        "_shaper",
         "_table",
         "_waiting",
         "admission",
@@ -72,6 +74,7 @@ class Pipeline:
         idempotency: IdempotencyIndex,
         books: Bookkeeper,
         via_mark: bytes,
+        shaper: Shaper,
         gate: Gate | None = None,
         listing: Listing | None = None,
     ) -> None:
@@ -81,6 +84,7 @@ class Pipeline:
         self._waiting: dict[Exchange, asyncio.Task[None]] = {}
         self._listing = listing
         self._planner = planner
+        self._shaper = shaper
         self._hot = hot
         self._table = table
         self._idempotency = idempotency
@@ -97,7 +101,10 @@ class Pipeline:
         """Put the answer on its way to ``client``. Every failure ends in `Client.fail`."""
         exchange.served_at = self._clock.now()
         try:
-            self._serve(exchange, client)
+            if exchange.terms is not None and exchange.terms.policies is not None:
+                self._shape(exchange, client, exchange.terms)
+            else:
+                self._serve(exchange, client)
         except ProxyError as error:
             client.fail(error)
         except Exception as bug:  # noqa: BLE001 - one of the two places that may
@@ -108,6 +115,21 @@ class Pipeline:
         if exchange.subscription is not None:
             exchange.subscription.leave()  # nobody reads it
         client.fail(ProxyError(Kind.BUG, "Internal error.", detail=repr(bug)))
+
+    def _shape(self, exchange: Exchange, client: Client, terms: Terms) -> None:
+        """Let policies make of the request what they will, then serve that."""
+        call, _ = read_call(exchange, terms)
+        step = self._shaper.shape(exchange, terms, call)
+        if step is None:
+            self._serve(exchange, client)
+        else:
+            self._wait(exchange, client, self._serve_later(exchange, client, step))
+
+    async def _serve_later(self, exchange: Exchange, client: Client, step: Coroutine[Any, Any, None]) -> None:
+        """What the request is to say has to be asked for first."""
+        await step
+        if not exchange.accounted:
+            self._serve(exchange, client)
 
     def _serve(self, exchange: Exchange, client: Client) -> None:
         assert exchange.principal is not None
@@ -149,8 +171,13 @@ class Pipeline:
 
     def _go_on(self, exchange: Exchange, client: Client) -> None:
         """Answer at once or join: one step, from the look-up to the insertion."""
-        plan = exchange.plan
+        plan, shaped = exchange.plan, exchange.shaped
         assert plan is not None
+        if shaped is not None and shaped.answer is not None:
+            self._clearance.open_hit(exchange)
+            exchange.role = exchange.detail = "pattern"
+            client.answer(*shaped.answer)
+            return
         if plan.key is not None and self._may_have(exchange, plan, plan.key):
             hit = self._hot.lookup(plan.key, self._clock.now())
             if hit is not None and _is_usable(hit, plan):
@@ -202,8 +229,12 @@ class Pipeline:
         for what the caller's credential is no good for."""
         terms, head = exchange.terms, exchange.head
         assert terms is not None
-        call, body = read_call(exchange, terms)
-        plan = self._planner.plan(head, terms, call, body)
+        shaped = exchange.shaped
+        if shaped is None:
+            call, body = read_call(exchange, terms)
+        else:
+            call, body = exchange.call, exchange.body if type(exchange.body) is bytes else None
+        plan = self._planner.plan(head, terms, call, body, shaped)
         if plan.routed is None and terms.principal.lacks and not terms.lists:
             demand_provider_key(terms.principal, terms.located.provider)
         if plan.asks_usage and body is not None:

@@ -19,11 +19,14 @@ import orjson
 from proxy.config.advice import advise
 from proxy.config.convert import convert, resembling
 from proxy.config.document import MAX_BYTES, CatalogError, Document, Problem, Stamp, read_document
+from proxy.config.feature_flags import NO_FLAGS, Flags
 from proxy.config.model_file import make_models, make_price
 from proxy.config.models import NO_MODELS, Model, Models, ModelTarget
 from proxy.config.price_file import read_price_file
 from proxy.config.prices import Price, Prices, make_prices
 from proxy.config.provider import PROVIDERS, Provider, ProviderKey, make_providers
+from proxy.config.savings import Savings
+from proxy.config.savings_file import make_flags, make_savings
 from proxy.config.schema import ROUTE_NAMES, CacheFile, CatalogFile, RouteFile
 from proxy.config.settings import Settings
 
@@ -82,6 +85,10 @@ class Catalog:
     digest: bytes = b""
     """8 bytes: of everything here that can change an answer, so that processes with equal files have equal keys."""
     models: Models = NO_MODELS
+    savings: Savings | None = None
+    """Savings and guards; ``None`` for none."""
+    flags: Flags = NO_FLAGS
+    """Whether and for whom they are on."""
     warnings: tuple[Problem, ...] = field(default=(), compare=False)
     """What can be used and was hardly meant."""
     stamps: Mapping[str, Stamp | None] = field(
@@ -143,6 +150,8 @@ def make_catalog(
     routes = _make_routes(file, settings, document)
     providers = make_providers(file.providers, settings, document)
     models = make_models(file, providers, document)
+    savings = make_savings(file, models, document)
+    flags = make_flags(file, document)
     placeholders = settings.placeholder_keys if file.placeholder_keys is None else file.placeholder_keys
     _check_placeholders(placeholders, document)
     document.check()
@@ -157,6 +166,8 @@ def make_catalog(
         placeholder_keys=frozenset(key.encode() for key in placeholders),
         digest=_digest(providers, models, [*sorted(routes.items()), ("", other)], placeholders),
         models=models,
+        savings=savings,
+        flags=flags,
         warnings=tuple(document.warnings),
         stamps=MappingProxyType(dict(document.stamps)),
     )

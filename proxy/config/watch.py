@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple
 
 from proxy.config.catalog import Catalog, CatalogError, Problem, default_catalog, load_catalog
 from proxy.config.document import Stamp
+from proxy.config.feature_flags import NO_FLAGS, Flags
 from proxy.config.secret_file import look_at
 from proxy.config.settings import Settings
 
@@ -33,12 +35,16 @@ class ReloadResult(NamedTuple):
 class CatalogHolder:
     """Owns the current snapshot."""
 
-    # Mutable state, all written by `reload` only: `current` is swapped whole; `_seen` is what the files (the
-    # catalog's, that of prices, those of keys) looked like when they were last read, so that a bad one is tried once
-    # for each change.
+    # Mutable state: `current` is swapped whole, by `reload` and by `use_flags`, which may run in different threads
+    # and take turns by _lock; it is `_filed`, the catalog as the files have it, under `_flags`, the store's rules.
+    # Written by `reload` only: `_seen` is what the files (the catalog's, that of prices, those of keys) looked like
+    # when they were last read, so that a bad one is tried once for each change.
     __slots__ = (
         "_env",
+        "_filed",
         "_files",
+        "_flags",
+        "_lock",
         "_path",
         "_seen",
         "_settings",
@@ -56,7 +62,10 @@ class CatalogHolder:
         self._path = Path(settings.config) if settings.config else None
         self._files = tuple(name for name in (settings.config, settings.prices_file) if name)
         seen = _look(self._files)
-        self.current: Catalog = self._load(1)
+        self._lock = Lock()
+        self._flags = NO_FLAGS
+        self._filed = self._load(1)
+        self.current: Catalog = self._filed
         self._seen = {**self.current.stamps, **seen}
         self.reloads = 0
         """Reloads that went well, changed or not."""
@@ -72,7 +81,7 @@ class CatalogHolder:
         """Read the files again and swap the snapshot if they are good and say something else than before."""
         # Looked at before they are read: a change while reading is then seen by the next `changed`.
         seen = _look(self._files)
-        current = self.current
+        current = self._filed
         try:
             catalog = self._load(current.generation + 1) if self._files else current
         except CatalogError as error:
@@ -85,11 +94,27 @@ class CatalogHolder:
         self._seen = {**catalog.stamps, **seen}
         changed = catalog != current
         if changed:
-            self.current = catalog
+            with self._lock:
+                self._filed = catalog
+                self.current = self._under_flags(catalog)
         self.reloads += 1
         self.last_reload_ok = True
         self.last_problems = ()
         return ReloadResult(True, changed, self.current.generation, (), catalog.warnings)
+
+    def use_flags(self, flags: Flags) -> bool:
+        """Put the store's rules over the file's; whether that changes anything. Requests that began keep what they
+        began with."""
+        with self._lock:
+            self._flags = flags
+            current = self._under_flags(self._filed)
+            changed = current.flags != self.current.flags
+            if changed:
+                self.current = current
+        return changed
+
+    def _under_flags(self, catalog: Catalog) -> Catalog:
+        return replace(catalog, flags=self._flags.over(catalog.flags)) if self._flags else catalog
 
     def _load(self, generation: int) -> Catalog:
         if self._path is None:

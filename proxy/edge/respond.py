@@ -11,6 +11,7 @@ from proxy.access.limits_reservation import UNLIMITED
 from proxy.accounting.report import Report
 from proxy.clock import Clock
 from proxy.exchange import Exchange
+from proxy.policy.shaped import Shaped
 from proxy.protocol.answer import AnswerHead, render_headers, spread_retry_after
 
 _REASONS: Final = {status.value: status.phrase.encode() for status in HTTPStatus}
@@ -26,6 +27,7 @@ _CACHE_STATUS: Final = {
     "leader": "cache-status: sameflight; fwd=miss",
     "follower": "cache-status: sameflight; fwd=miss; collapsed",
     "alone": "cache-status: sameflight; fwd=bypass",
+    "pattern": "cache-status: sameflight; hit",
 }
 
 # As text and encoded at the end: a quarter quicker than as bytes, and so is ``%`` than its successors.
@@ -73,7 +75,22 @@ def exchange_lines(exchange: Exchange, now: float) -> bytes:
         max(0.0, total_ms - queue_ms - upstream_ms),
         "" if report is None or report.answered_by is None else _choice(report, report.answered_by.id),
     )
-    return lines.encode()
+    return lines.encode() if exchange.shaped is None else (lines + _shaped_lines(exchange.shaped)).encode()
+
+
+def _shaped_lines(shaped: Shaped) -> str:
+    """What policies made of the request."""
+    lines = ""
+    if shaped.tier:
+        reasons = "+".join(shaped.tier_why) or "none"
+        lines = f"x-sameflight-tier: {shaped.tier}; why={reasons}{'; shadow' if shaped.shadow else ''}\r\n"
+    if shaped.pruned_messages or shaped.slimmed_tokens:
+        tokens = shaped.pruned_tokens + shaped.slimmed_tokens
+        summary = "; summary" if shaped.summarised else ""
+        lines += f"x-sameflight-pruned: messages={shaped.pruned_messages}; tokens={tokens}{summary}\r\n"
+    if shaped.flagged:
+        lines += f"x-sameflight-flagged: {', '.join(shaped.flagged)}\r\n"
+    return lines
 
 
 def _choice(report: Report, target: str) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
+from proxy.config.guards import GuardSet
 from proxy.config.models import Model, ModelTarget
 from proxy.config.prices import Price
 from proxy.protocol.message import HeaderList
@@ -155,3 +156,5 @@ class Plan(NamedTuple):
     total_s: float
     scope: bytes
     """Whose flights and cache entries this one may meet; opaque, 16 bytes."""
+    guards: GuardSet | None = None
+    """What looks at the request and the answer; part of the fingerprint."""

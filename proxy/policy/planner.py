@@ -12,12 +12,16 @@ from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
 from proxy import __version__
+from proxy.config.cache_classes import CacheClass
 from proxy.config.catalog import Catalog, Provider, RouteRules
+from proxy.config.guards import GuardSet
 from proxy.config.models import Models
 from proxy.config.principal import Principal
 from proxy.policy.caching import Lifetimes, decide_caching
 from proxy.policy.plan import Caching, Plan, Routed, Target
+from proxy.policy.policies import make_policies
 from proxy.policy.routed import ATTEMPT, make_routed
+from proxy.policy.shaped import Shaped
 from proxy.policy.sharing import Classified, alone, classify, decide_sharing
 from proxy.protocol.ask_usage import ASKABLE, TRANSFORM, is_askable
 from proxy.protocol.call import Call
@@ -69,6 +73,7 @@ class Terms:
         "method",
         "models",
         "outlines",
+        "policies",
         "principal",
         "private_headers",
         "routed",
@@ -90,6 +95,8 @@ class Terms:
         self.rules: RouteRules = catalog.rules(located.route.name)
         self.models: Models | None = catalog.models or None if located.route.has_json_body else None
         """Those that the body may name; ``None`` if there are none."""
+        self.policies = make_policies(catalog, principal, located.route)
+        """Savings and guards for these requests; ``None`` if there are none."""
         self.routed: dict[str, Routed | None] = {}
         self.target = _target(catalog.providers[located.provider], located.dialect)
         path = self.target.base_path + located.path
@@ -119,15 +126,17 @@ class Planner:
         self._minted: HeaderList = [(b"via", via)]
         self._shared_minted: HeaderList = [(b"accept-encoding", b"identity"), (b"user-agent", _AGENT), (b"via", via)]
 
-    def plan(self, head: RequestHead, terms: Terms, call: Call | None, body: bytes | None) -> Plan:
+    def plan(
+        self, head: RequestHead, terms: Terms, call: Call | None, body: bytes | None, shaped: Shaped | None = None
+    ) -> Plan:
         """The plan of one request. What cannot be shared goes alone. Raises ``ProxyError(FORBIDDEN)`` for a model of
         the catalog that the caller's credential is no good for.
 
         ``call`` is ``None`` where the body is not JSON that was parsed; ``body`` is what is to be sent, ``None`` for
-        a streamed upload.
+        a streamed upload; ``shaped`` what policies made of it, where there are any.
         """
-        if terms.models is not None and call is not None and call.model:
-            return self._plan_named(head, terms, terms.models, call, body)
+        if call is not None and (shaped is not None or (terms.models is not None and call.model)):
+            return self._plan_formed(head, terms, call, body, shaped)
         classified = classify(terms.located.route, call)
         streams = call is not None and call.streams
         model = call.model if call is not None else ""
@@ -152,13 +161,14 @@ class Planner:
         unmarked = finish_key(self._hasher(head, terms, streams, asks, b""), text)
         return Plan(finish_key(hasher, text), model, index, unmarked, asks, None, *outline.rest)
 
-    def _plan_named(
-        self, head: RequestHead, terms: Terms, models: Models, call: Call, body: bytes | None
+    def _plan_formed(
+        self, head: RequestHead, terms: Terms, call: Call, body: bytes | None, shaped: Shaped | None
     ) -> Plan:
-        """The plan of a request where the catalog knows models; the same steps as in `plan`, with the model among
-        what is remembered."""
-        routed = self._route(head, terms, models, call.model)
-        form = _Form(routed, plain=call.body is body and _is_encoded(head))
+        """The plan of a request where the catalog knows models or has policies; the same steps as in `plan`, with
+        these among what is remembered."""
+        routed = self._route(head, terms, terms.models, call.model) if terms.models is not None else None
+        plain = call.body is body and _is_encoded(head)
+        form = _Form(routed, plain) if shaped is None else _Form(routed, plain, shaped.cache_class, shaped.guards)
         classified = classify(terms.located.route, call)
         streams = call.streams
         outline = terms.outlines.get((classified, streams, form.tag))
@@ -195,7 +205,7 @@ class Planner:
             return known[name]
         except KeyError:
             pass
-        model = models.find(name)
+        model = models.find(name) if name else None
         routed = None
         if model is not None:
             routed = make_routed(
@@ -220,7 +230,7 @@ class Planner:
         sharing = decide_sharing(classified, rules.share, controls)
         caching = decide_caching(
             classified.share_class,
-            Lifetimes(rules.ttl_s, rules.stale_while_revalidate_s, rules.stale_if_error_s),
+            _lifetimes(rules, form),
             controls,
             idempotency_ttl_s=self._idempotency_ttl_s,
         )
@@ -244,6 +254,7 @@ class Planner:
             rules.idle_s,
             rules.total_s,
             terms.principal.scope,
+            form.guards if form is not None else None,
         )
         return Outline(keyed, rest)
 
@@ -315,7 +326,7 @@ class Planner:
             streams=streams,
             variant=terms.controls.variant,
             idempotency_key=idempotency_key,
-            transform=TRANSFORM if asks else b"",
+            transform=(TRANSFORM if asks else b"") + (form.guards.digest if form and form.guards else b""),
         )
 
 
@@ -324,11 +335,21 @@ class _Form(NamedTuple):
 
     routed: Routed | None
     plain: bool
-    """The body came encoded and goes as plain text, because the model's name in it had to be read or changed."""
+    """The body came encoded and goes as plain text, because something in it had to be read or changed."""
+    cache_class: CacheClass | None = None
+    guards: GuardSet | None = None
 
     @property
-    def tag(self) -> tuple[bool, bool]:
-        return self.routed is not None, self.plain
+    def tag(self) -> tuple[object, ...]:
+        guards = self.guards.digest if self.guards is not None else b""
+        return self.routed is not None, self.plain, self.cache_class, guards
+
+
+def _lifetimes(rules: RouteRules, form: _Form | None) -> Lifetimes:
+    kept = form.cache_class if form is not None else None
+    if kept is None:
+        return Lifetimes(rules.ttl_s, rules.stale_while_revalidate_s, rules.stale_if_error_s)
+    return Lifetimes(kept.ttl_s, kept.stale_while_revalidate_s, kept.stale_if_error_s)
 
 
 def _is_encoded(head: RequestHead) -> bool:

@@ -8,12 +8,13 @@ is serialised again.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 import orjson
 
 from proxy.errors import Kind, ProxyError
-from proxy.protocol.edit import rename_model
+from proxy.protocol.edit import drop_members, edit_members, rename_model
 from proxy.protocol.routes import Route
 
 MAX_DEPTH: Final = 64
@@ -25,7 +26,7 @@ _Fields = dict[str, Any]
 class Call:
     """The body of one request. ``fields`` is shared and must not be changed by a reader."""
 
-    # Mutable: `rename` sets model, body and the member, before anybody has read them.
+    # Mutable: `rename` and `edit` set model, body and members, before the request is planned.
 
     __slots__ = ("body", "fields", "model", "streams", "wants_usage")
 
@@ -45,6 +46,16 @@ class Call:
         """Ask for another model than the caller wrote; every other byte of the body stays."""
         self.body = rename_model(self.body, self.fields, model)
         self.fields["model"] = self.model = model
+
+    def edit(self, members: Mapping[str, Any], dropped: Collection[str] = ()) -> None:
+        """Say ``members`` instead of what the caller wrote there, and nothing of ``dropped``; every other byte of the
+        body stays. Not for ``model`` and ``stream``."""
+        gone = [name for name in dropped if name in self.fields]
+        if gone:
+            self.body = drop_members(self.body, gone)
+        if members:
+            self.body = edit_members(self.body, dict(members))
+        self.fields = {name: value for name, value in self.fields.items() if name not in gone} | dict(members)
 
     def __repr__(self) -> str:
         return f"<Call {self.model or '-'} {len(self.body)} bytes{' streams' if self.streams else ''}>"

@@ -6,6 +6,7 @@ Nothing is serialised again, so numbers, order and unknown members stay as the c
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Any, Final
 
 import orjson
@@ -49,6 +50,12 @@ def edit_members(body: bytes, members: dict[str, Any], *, renamed: dict[str, str
     more = orjson.dumps(missing)[1:]
     comma = b"," if edited[:stop].rstrip()[-1:] != b"{" else b""
     return edited[:stop].rstrip() + comma + more
+
+
+def drop_members(body: bytes, names: Collection[str]) -> bytes:
+    """``body``, one JSON object, without these members."""
+    kept = [body[at:stop] for name, (at, _, _, stop) in find_members(body).items() if name not in names]
+    return b"{" + b",".join(kept) + b"}"
 
 
 def find_members(body: bytes) -> dict[str, tuple[int, int, int, int]]:

@@ -42,6 +42,7 @@ from proxy.pipeline import Pipeline
 from proxy.policy.planner import Planner
 from proxy.production import Production
 from proxy.protocol.message import RequestHead, ResponseHead, make_request_head
+from proxy.shaping import Shaper
 from proxy.telemetry.log import AccessLog
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.sink import BufferedSink
@@ -215,6 +216,7 @@ class Path:
         self.runner.produce = production.run
         self.runner.launch = production.launch
         self.pipeline = Pipeline(
+            shaper=Shaper(clock),
             clock=clock,
             catalogs=CatalogHolder(settings, {}),
             identity=Identity(SECRET, required=False),

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2] / "proxy"
 LAYERS = {
     "errors": 0,
     "clock": 0,
+    "linear": 0,
     "protocol": 1,
     "config": 2,
     "telemetry": 2,
@@ -80,6 +81,7 @@ LIBRARIES = {
     "aiocache": ("cache/memory.py", "cache/valkey.py"),
     "aioprometheus": ("telemetry/metrics.py",),
     "structlog": ("telemetry/log.py",),
+    "re2": ("linear.py",),
     "yaml": ("config/document.py",),
     "msgspec": ("config/", "accounting/"),
     "asyncpg": ("store/",),

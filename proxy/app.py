@@ -26,7 +26,9 @@ from proxy.config.settings import Settings
 from proxy.config.watch import CatalogHolder
 from proxy.drain import drain
 from proxy.edge.admin import AdminServer, Health, Views
-from proxy.edge.admin_keys import AdminApi
+from proxy.edge.admin_api import AdminApi
+from proxy.edge.admin_flags import FlagPages
+from proxy.edge.admin_keys import KeyPages
 from proxy.edge.body import BodyLimits
 from proxy.edge.relay import EdgeTools
 from proxy.edge.server import DataServer
@@ -34,12 +36,14 @@ from proxy.edge.websocket import SocketRelay
 from proxy.errors import Kind, ProxyError
 from proxy.exposure import expose
 from proxy.fleet import Fleet
+from proxy.guarding import Guarding
 from proxy.flight.idempotency import IdempotencyIndex
 from proxy.flight.limits import Limits
 from proxy.flight.runner import TaskRunner
 from proxy.flight.table import Table
 from proxy.formation.make import make_formation
 from proxy.janitor import Janitor
+from proxy.live import make_page
 from proxy.pipeline import Pipeline
 from proxy.policy.planner import Planner
 from proxy.pressure.doors import Doors, bind, choose_bound
@@ -49,6 +53,8 @@ from proxy.pressure.turns import Turns
 from proxy.production import Production
 from proxy.relief import Relief
 from proxy.shaping import Shaper
+from proxy.store.open import open_cache_database
+from proxy.summaries import Summaries
 from proxy.telemetry.log import Logging, get_logger
 from proxy.telemetry.metrics import Metrics
 from proxy.upstream.outbound import Outbound
@@ -92,12 +98,14 @@ class App:
             clock,
             prefix=settings.cache_prefix,
             bounds=Bounds(get_s=settings.cache_timeout_ms / 1e3),
+            open_database=open_cache_database,
+            table_bytes=settings.cache_table_bytes,
         )
         self.formation = make_formation(settings, secret, clock)
         self.transport = Outbound(settings, clock, deadlines, os.environ if env is None else env)
         self.runner = TaskRunner(loop)
         self.table = Table(clock, deadlines, self.runner, _limits(settings))
-        self.vault = Vault(settings, clock, deadlines, self.log, self.metrics.bug)
+        self.vault = Vault(settings, clock, deadlines, self.log, self.metrics.bug, use_flags=self.catalogs.use_flags)
         clearance = Clearance(
             clock,
             self.vault.limiter,
@@ -114,12 +122,14 @@ class App:
             log=self.log,
         )
         self.fleet = Fleet(settings, clock, deadlines, self.transport, self.metrics, self.log)
+        self.guarding = Guarding(clock, self.transport, self.metrics, self.log)
         production = Production(
             clock=clock,
             deadlines=deadlines,
             transport=self.transport,
             failover=self.fleet.failover,
             formation=self.formation,
+            screening=self.guarding.screening,
             hot=self.hot,
             shared=self.shared,
             books=self.books,
@@ -130,9 +140,14 @@ class App:
         self.runner.launch = production.launch
         self.idempotency = IdempotencyIndex(clock, settings.idempotency_ttl_s)
         table = self.table
-        limits = GateLimits(settings.shed_after_ms / 1e3, settings.shed_target_ms / 1e3)
-        self.gate = Gate(lambda: len(table.live), lambda: table.started, limits)
+        self.gate = Gate(
+            lambda: len(table.live),
+            lambda: table.started,
+            GateLimits(settings.shed_after_ms / 1e3, settings.shed_target_ms / 1e3),
+        )
         self.turns = Turns(loop, clock, self.gate.observe)
+        self.shaper = Shaper(clock)
+        self.shaper.vetting = self.guarding.vetting
         self.pipeline = Pipeline(
             clock=clock,
             catalogs=self.catalogs,
@@ -144,9 +159,12 @@ class App:
             idempotency=self.idempotency,
             books=self.books,
             via_mark=via[4:],
-            shaper=Shaper(clock),
+            shaper=self.shaper,
             gate=self.gate,
             listing=self.fleet.listing,
+        )
+        self.summaries = self.shaper.shortening.summaries = Summaries(
+            clock, deadlines, self.pipeline, max_bytes=settings.summary_cache_bytes
         )
         self.sockets = SocketRelay(self.transport.connect_websocket)
         tools = EdgeTools(
@@ -168,6 +186,13 @@ class App:
             sockets=self.sockets,
             fast_lane=settings.fast_lane,
         )
+        api = AdminApi(
+            settings.admin_token,
+            (
+                KeyPages(self.vault.issuer, clock, self.log),
+                FlagPages(self.vault.store, self.vault.flags, self.catalogs, self.log),
+            ),
+        )
         self.admin = AdminServer(
             Views(
                 live=self._live,
@@ -177,7 +202,8 @@ class App:
                 flights=self._flights,
                 targets=self.fleet.describe,
             ),
-            AdminApi(settings.admin_token, self.vault.issuer, clock, self.log),
+            api,
+            make_page(self, api),
         )
         if settings.revoke_ends_streams:
             self.vault.ring.on_change = self._end_revoked
@@ -216,6 +242,7 @@ class App:
             self.formation.start()
         self._stack.push_async_callback(self.transport.close)
         self._stack.push_async_callback(self.fleet.close)
+        self._stack.push_async_callback(self.summaries.close)
         self._adopt(self.catalogs.current)
         try:
             self._admin_listener = await self._listen_admin()

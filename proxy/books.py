@@ -22,6 +22,7 @@ from proxy.config.prices import Price
 from proxy.errors import Kind, ProxyError
 from proxy.exchange import Exchange
 from proxy.flight.flight import Ending, Flight
+from proxy.policy_books import appraise, count_policies
 from proxy.protocol.usage import Usage
 from proxy.telemetry.log import AccessLog, AccessRecord
 from proxy.telemetry.metrics import Metrics
@@ -91,6 +92,10 @@ class Books:
         now = exchange.ended_at or self._clock.now()
         report = exchange.facts
         account, billed, upstream = _charge(exchange, report)
+        if exchange.shaped is not None:
+            if report is not None and report.flagged:
+                exchange.shaped.flagged = (*exchange.shaped.flagged, *report.flagged)
+            account = appraise(exchange, report, account, payer=upstream is not None)
         times = _measure(exchange, report, now)
         if exchange.admitted_at:
             times_ms = times.first_byte_s * 1e3, times.total_s * 1e3, times.overhead_s * 1e3
@@ -171,6 +176,8 @@ class Books:
             tally.save(given, account.tokens_saved - given, account.saved_usd)
         if plan is not None and plan.sharing.why:
             metrics.coalesce_bypass_total.at(plan.sharing.why).value += 1
+        if exchange.shaped is not None:
+            count_policies(metrics, exchange)
         if exchange.outcome != "ok" or exchange.detail:
             self._count_ending(exchange)
 

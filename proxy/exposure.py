@@ -8,8 +8,12 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from proxy.cache.shared import AiocacheShared
+from proxy.exposure_flags import expose_flags
 from proxy.exposure_formation import expose_formation
+from proxy.exposure_patterns import expose_patterns
 from proxy.exposure_retries import expose_retries
+from proxy.exposure_summaries import expose_summaries
+from proxy.exposure_tiers import expose_tiers
 from proxy.exposure_upstream import expose_health
 from proxy.exposure_vault import expose_vault
 
@@ -32,7 +36,11 @@ def expose(app: App) -> None:
     app.metrics.counter_from("hedges_total", lambda: failover.hedges_won, "won")
     app.metrics.counter_from("hedges_total", lambda: failover.hedges_started - failover.hedges_won, "lost")
     expose_retries(app.fleet.gates, app.fleet.credentials, app.metrics)
+    expose_patterns(app.shaper.responder, app.metrics)
+    expose_tiers(app.shaper.tiering.memory, app.metrics)
+    expose_summaries(app.summaries, app.metrics)
     expose_vault(app.vault, app.metrics)
+    expose_flags(app.vault.flags, app.metrics)
     api = app.admin.api
     app.metrics.counter_from("admin_refused_total", lambda: api.refused if api is not None else 0)
 
@@ -68,6 +76,8 @@ def _expose_caches(app: App) -> None:
         "cache_failures_total", lambda: {("shared", reason): getattr(shared, reason, 0) for reason in reasons}
     )
     if isinstance(shared, AiocacheShared):
+        metrics.gauge_from("cache_bytes", lambda: shared.size_bytes, "shared")
+        metrics.counter_from("cache_evictions_total", lambda: shared.evictions, "shared")
         metrics.counter_from("cache_purges_total", lambda: shared.generation.changes, "shared")
 
 

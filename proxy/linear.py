@@ -43,12 +43,26 @@ class Expression:
     def matches_whole(self, text: bytes) -> bool:
         return self._compiled.fullmatch(text) is not None
 
+    @property
+    def names(self) -> frozenset[str]:
+        """Of its named groups."""
+        return frozenset(name.decode() for name in self._compiled.groupindex)
+
+    def groups(self, text: bytes) -> dict[str, str] | None:
+        """What its named groups took where it matches the whole text; one that took no part is left out."""
+        match = self._compiled.fullmatch(text)
+        if match is None:
+            return None
+        taken = {name.decode(): match.group(at) for name, at in self._compiled.groupindex.items()}
+        return {name: said.decode("utf-8", "replace") for name, said in taken.items() if said is not None}
+
     def find(self, text: bytes, most: int) -> list[Span]:
         """Up to ``most`` matches that do not overlap and are not empty, from left to right."""
-        return list(islice(self._find(text), most))
+        return list(islice(self.find_from(text), most))
 
-    def _find(self, text: bytes) -> Iterator[Span]:
-        for match in self._compiled.finditer(text):
+    def find_from(self, text: bytes, at: int = 0) -> Iterator[Span]:
+        """All matches that begin at ``at`` or behind it; what stands before is seen as their surroundings."""
+        for match in self._compiled.finditer(text, at):
             start, stop = match.span()
             if stop > start:
                 yield start, stop

@@ -1,17 +1,18 @@
 """``GET /v1/models`` and ``GET /v1/models/{id}`` as this proxy answers them: what the caller may name here, in the
 dialect of the caller's SDK.
 
-A name may be used if the catalog knows it (by itself, as an alias, or under a name that ends in ``*``), or if the
-provider of the caller's path lists it and the catalog has nothing to say about it: then the request passes through to
-that provider. A virtual key that is limited to some models sees those alone. The operator's names come first, each
-name comes once.
+A name may be used if the catalog knows it (by itself, as an alias, as a virtual model, or under a name that ends in
+``*``), or if the provider of the caller's path lists it and the catalog has nothing to say about it: then the request
+passes through to that provider. A virtual key that is limited to some models sees those alone. The operator's names
+come first, each name comes once.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote
 
@@ -21,6 +22,7 @@ from proxy.config.catalog import Catalog, Provider
 from proxy.config.keys import KeyRecord
 from proxy.config.models import Model, Models
 from proxy.config.principal import Principal
+from proxy.config.tiers import Tiered
 from proxy.errors import Kind, ProxyError
 from proxy.model_lists import Lifetimes, ProviderList, ProviderLists
 from proxy.protocol.answer import AnswerHead
@@ -37,6 +39,7 @@ MAX_KEPT_BYTES: Final = 16 * 1024 * 1024
 """Of answers that were written once and are sent again."""
 
 _MODEL: Final = "/models/"
+_NOT_VIRTUAL: Final[Mapping[str, Tiered]] = MappingProxyType({})
 _MOST_NAMED_CHARS: Final = 200
 
 
@@ -74,7 +77,7 @@ def answers_locally(catalog: Catalog, principal: Principal) -> bool:
     if principal.brought:
         return False
     limited = principal.key is not None and bool(principal.key.models)
-    return limited or bool(catalog.models)
+    return limited or bool(catalog.models) or bool(_virtual(catalog))
 
 
 class Listing:
@@ -272,11 +275,22 @@ def _made_of(asked: _Asked, sources: list[_Source]) -> tuple[Any, ...]:
 
 
 def _may_use(asked: _Asked, name: str) -> bool:
-    """As ``permission.allow``: an alias may be used by whoever may use what it stands for."""
+    """As ``permission.allow``: an alias may be used by whoever may use what it stands for, a virtual model by whoever
+    may use all that may answer for it."""
     record = asked.record
     if record is None or may_use_model(record, name):
         return True
+    tiered = _virtual(asked.catalog).get(name)
+    if tiered is not None and (
+        may_use_model(record, tiered.name) or all(may_use_model(record, model) for model in tiered.models)
+    ):
+        return True
     return may_use_model(record, asked.catalog.models.resolve(name))
+
+
+def _virtual(catalog: Catalog) -> Mapping[str, Tiered]:
+    """Models that stand for others by what is asked, by all their names."""
+    return catalog.savings.tiers if catalog.savings is not None else _NOT_VIRTUAL
 
 
 # -- what there is ------------------------------------------------------------------------------------------------
@@ -287,7 +301,7 @@ def _merge(asked: _Asked, sources: list[_Source]) -> Iterator[ModelEntry]:
     models = asked.catalog.models
     find = _make_finder(models)
     told = set()
-    for name in (*models.by_name, *models.aliases):
+    for name in (*models.by_name, *models.aliases, *_virtual(asked.catalog)):
         if name not in told and _may_use(asked, name):
             told.add(name)
             yield _configured(asked, name, sources)
@@ -332,7 +346,7 @@ def _find(asked: _Asked, sources: list[_Source]) -> ModelEntry | None:
     name, models = asked.name, asked.catalog.models
     if not _may_use(asked, name):
         return None
-    if name in models.by_name or name in models.aliases:
+    if name in models.by_name or name in models.aliases or name in _virtual(asked.catalog):
         return _configured(asked, name, sources)
     model = models.find(name)
     for source in sources:
@@ -347,7 +361,8 @@ def _find(asked: _Asked, sources: list[_Source]) -> ModelEntry | None:
 def _configured(asked: _Asked, name: str, sources: list[_Source]) -> ModelEntry:
     """A name of the operator's, with what is known of the first model that stands behind it."""
     models = asked.catalog.models
-    meant = models.resolve(name)
+    tiered = _virtual(asked.catalog).get(name)
+    meant = models.resolve(name) if tiered is None or not tiered.virtual else tiered.baseline
     model = models.find(meant)
     provider, behind = asked.provider, meant
     if model is not None:

@@ -16,7 +16,7 @@ from proxy.config.catalog import Provider
 from proxy.errors import Kind, ProxyError
 from proxy.protocol.message import HeaderList
 from proxy.protocol.model_list import MAX_ENTRIES, MOST_PAGE_ENTRIES, ModelEntry, read_page
-from proxy.providers.anthropic_write import DEFAULT_VERSION
+from proxy.providers.base import ANTHROPIC_VERSION
 from proxy.providers.kinds import make_providers
 from proxy.upstream import faults
 from proxy.upstream.base import Origin, Patience, UpstreamRequest
@@ -65,7 +65,7 @@ def asking_headers(provider: Provider) -> HeaderList:
         (b"user-agent", f"sameflight/{__version__}".encode()),
     ]
     if provider.kind == "anthropic":
-        headers.append((b"anthropic-version", (provider.version or DEFAULT_VERSION).encode()))
+        headers.append((b"anthropic-version", (provider.version or ANTHROPIC_VERSION).encode()))
     if provider.api_key:
         headers += _DIALECTS[provider.kind].credential(provider.api_key)
     return headers

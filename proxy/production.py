@@ -23,6 +23,7 @@ from proxy.errors import Kind, ProxyError
 from proxy.failover.failover import Failover
 from proxy.flight.flight import Ending, Flight, Phase
 from proxy.formation.landing import Landing
+from proxy.guarded_intake import GuardedIntake
 from proxy.intake import Intake
 from proxy.policy.plan import Plan
 from proxy.upstream.base import Call, Origin, Over, Patience, Transport, UpstreamRequest
@@ -31,6 +32,7 @@ from proxy.work import Work
 if TYPE_CHECKING:
     from proxy.formation.formation import Formation
     from proxy.formation.lead import Lead
+    from proxy.screening import Screening
 
 _PATIENCE_S: Final = 0.03
 """A look at the shared cache that took longer leaves no time to ask the same server for anything else."""
@@ -58,6 +60,7 @@ class Production:
         "_hot",
         "_origins",
         "_patiences",
+        "_screening",
         "_shared",
         "_transport",
         "finished",
@@ -71,20 +74,22 @@ class Production:
         transport: Transport,
         failover: Failover | None = None,
         formation: Formation | None = None,
+        screening: Screening | None = None,
         hot: HotCache,
         shared: SharedCache,
         books: FlightBooks,
         finished: Callable[[Flight], None],
         connect_s: float = 5.0,
     ) -> None:
-        """``failover`` carries what the catalog routes; with a ``formation`` flights are shared with other processes.
-        ``finished`` is told of the end of each flight that `launch`
+        """``failover`` carries what the catalog routes; with a ``formation`` flights are shared with other processes;
+        ``screening`` guards those that have guards. ``finished`` is told of the end of each flight that `launch`
         began."""
         self._clock = clock
         self._deadlines = deadlines
         self._transport = transport
         self._failover = failover
         self._formation = formation
+        self._screening = screening
         self._hot = hot
         self._shared = shared
         self._books = books
@@ -97,6 +102,8 @@ class Production:
         """Begin to fill ``flight`` without a task, where nothing has to be waited for: its first await would be the
         upstream's answer. ``None`` if that is not so."""
         work: Work = flight.work
+        if work.plan.guards is not None:
+            return None
         if self._shared.enabled and (work.plan.caching.reads or work.plan.caching.writes):
             return None
         if self._formation is not None and flight.mapped:
@@ -125,7 +132,7 @@ class Production:
     async def run(self, flight: Flight) -> None:
         """Fill ``flight``. It is sealed when this returns, however it went."""
         report = flight.report = Report(self._clock.now())
-        intake = Intake(flight, report, self, self._clock, self._deadlines)
+        intake = self._receive(flight, report)
         try:
             await self._fill(flight, intake)
         except BaseException as error:
@@ -134,6 +141,13 @@ class Production:
                 raise
         else:
             self.conclude(flight, intake, None)
+
+    def _receive(self, flight: Flight, report: Report) -> Intake:
+        if flight.work.plan.guards is None:
+            return Intake(flight, report, self, self._clock, self._deadlines)
+        assert self._screening is not None
+        held = self._screening.held
+        return GuardedIntake(flight, report, self, self._clock, self._deadlines, held)
 
     def conclude(self, flight: Flight, intake: Intake, error: BaseException | None) -> None:
         """The upstream's part is over: see to it that the flight is sealed, and book it."""
@@ -163,21 +177,30 @@ class Production:
         if plan.caching.reads and plan.key is not None and self._shared.enabled:
             recording = None if work.renews else await self._shared.get(plan.key)
             if recording is not None:
-                self._hot.put(plan.key, plan.scope, recording, work.generation)
+                self._hot.put(plan.key, plan.scope, recording, work.generation, plan.user)
                 if self._is_fresh(recording, plan):  # an outlived one only stands in for a failing upstream
                     intake.replay(recording, "shared")
                     return
         if self._formation is not None and flight.mapped and await self._follow(self._formation, flight, intake):
             return
-        if plan.routed is None:
-            await self._transport.exchange(self._request(work), intake, self._patience(plan))
+        if isinstance(intake, GuardedIntake):
+            assert self._screening is not None
+            await self._screening.fly(intake, lambda: self._ask(flight, intake))
+        else:
+            await self._ask(flight, intake)
+        current = work.generation == self._hot.generation  # no purge was learnt since the answer was kept
+        if flight.phase is Phase.FILLING and intake.recording is not None and plan.key is not None and current:
+            await self._shared.put(plan.key, intake.recording, plan.caching.keeps_s)
+
+    async def _ask(self, flight: Flight, intake: Intake) -> None:
+        """Make the call, or as many as it takes."""
+        work: Work = flight.work
+        if work.plan.routed is None:
+            await self._transport.exchange(self._request(work), intake, self._patience(work.plan))
         else:
             assert isinstance(work.body, bytes)
             assert self._failover is not None
             await self._failover.fly(flight, intake, work.body)
-        current = work.generation == self._hot.generation  # no purge was learnt since the answer was kept
-        if flight.phase is Phase.FILLING and intake.recording is not None and plan.key is not None and current:
-            await self._shared.put(plan.key, intake.recording, plan.caching.keeps_s)
 
     async def _follow(self, formation: Formation, flight: Flight, intake: Intake) -> bool:
         """Whether another process's answer filled the flight. If not the call is to be made here, and others may be
@@ -229,7 +252,7 @@ class Production:
         plan = work.plan
         if plan.key is None:
             return False
-        stored = self._hot.put(plan.key, plan.scope, recording, work.generation)
+        stored = self._hot.put(plan.key, plan.scope, recording, work.generation, plan.user)
         flight.report.stored = stored
         return stored and self._shared.enabled
 
@@ -244,7 +267,7 @@ class Production:
         """The marker makes the pipeline look; the answer itself is an entry like any other, bounded by its scope."""
         work: Work = flight.work
         plan = work.plan
-        if plan.key is not None and self._hot.put(plan.key, plan.scope, recording, work.generation):
+        if plan.key is not None and self._hot.put(plan.key, plan.scope, recording, work.generation, plan.user):
             self._hot.remember_missing(plan.key, recording.ttl_s, recording.stored_at)
 
     def _settle_refresh(self, flight: Flight) -> None:

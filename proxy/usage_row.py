@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from proxy.accounting.record import UsageRecord
 from proxy.accounting.report import Report
+from proxy.accounting.spared import SPARED_NOTHING, Spared
 from proxy.accounting.usage import Account
 from proxy.exchange import Exchange, make_request_id
 from proxy.flight.flight import Flight
+from proxy.policy.shaped import Shaped
 from proxy.protocol.usage import Usage
 from proxy.work import Work
 
@@ -25,6 +27,7 @@ def make_row(  # noqa: PLR0917 - by position, for each request
     key = principal.key if principal is not None else None
     usage = report.usage if report is not None else None
     subscription = exchange.subscription
+    shaped = exchange.shaped
     return UsageRecord(
         exchange.request_id,
         exchange.admitted_at,
@@ -38,7 +41,7 @@ def make_row(  # noqa: PLR0917 - by position, for each request
         exchange.outcome,
         exchange.status,
         plan is not None and plan.streams,
-        usage is not None and usage.source != "upstream",
+        usage.source != "upstream" if usage is not None else exchange.role == "pattern",
         billed.input_tokens if billed is not None else 0,
         billed.output_tokens if billed is not None else 0,
         billed.cached_input_tokens if billed is not None else 0,
@@ -50,6 +53,20 @@ def make_row(  # noqa: PLR0917 - by position, for each request
         *times_ms,
         subscription.flight.id if subscription is not None else 0,
         ",".join(key.tags) if key is not None and key.tags else "",
+        *(() if shaped is None else _of_policies(shaped)),
+    )
+
+
+def _of_policies(shaped: Shaped) -> tuple[str, str, int, int, int, str]:
+    """The fields from ``tier`` on."""
+    spared: Spared = shaped.spared or SPARED_NOTHING
+    return (
+        shaped.tier,
+        shaped.cache_class.name if shaped.cache_class is not None else "",
+        shaped.pruned_tokens + shaped.slimmed_tokens,
+        spared.total,
+        spared.shadow,
+        ",".join(shaped.flagged),
     )
 
 

@@ -1,4 +1,5 @@
-"""Keys, limits, budgets and usage: what outlives the process and what keeps it in memory, opened and closed in order.
+"""Keys, limits, budgets, flags and usage: what outlives the process and what keeps it in memory, opened and closed in
+order.
 
 The store may be away when the process starts, and at any time after: keys come from memory or the snapshot, budgets
 from their leases, usage waits in the spool.
@@ -28,11 +29,15 @@ from proxy.accounting.spool import Spool
 from proxy.cache.recording import Codec
 from proxy.cache.shared import Bounds, make_shared_cache
 from proxy.clock import Clock, Deadlines
+from proxy.config.feature_flags import Flags
 from proxy.config.keys import Allowance
 from proxy.config.settings import Settings
-from proxy.config.values import mask_url
+from proxy.config.values import DATABASES, mask_url
 from proxy.errors import StoreError
 from proxy.exchange import PROCESS_TOKEN
+from proxy.flag_feed import FlagFeed
+from proxy.flag_snapshot import FILE_NAME as FLAGS_FILE
+from proxy.flag_snapshot import FlagSnapshot
 from proxy.janitor import Janitor
 from proxy.store.open import open_store
 
@@ -55,6 +60,8 @@ class Vault:
         deadlines: Deadlines,
         log: Any,
         on_bug: Callable[[str, BaseException], None],
+        *,
+        use_flags: Callable[[Flags], bool],
     ) -> None:
         state_dir = Path(settings.state_dir)
         pepper = load_pepper(settings.key_pepper, settings.state_dir)
@@ -67,7 +74,7 @@ class Vault:
         tuning = Tuning(settings.key_fresh_s, settings.auth_stale_max_s, max_keys=settings.max_held_keys)
         self._key_level = None
         shared_keys = None
-        if settings.cache_url:
+        if settings.cache_url and not settings.cache_url.startswith(DATABASES):  # the store is one of those itself
             codec = cast("Codec", KeyCodec(pepper.derive("shared-keys"), clock, tuning.fresh_s))
             self._key_level = make_shared_cache(
                 settings.cache_url,
@@ -111,6 +118,15 @@ class Vault:
         self.limiter = Limiter(clock, self.leases, self.shared_limits, options)
         self.issuer = Issuer(self.store, digester, clock, self.ring.apply)
         self.feed = KeyFeed(self.ring, self.store, clock, log, on_allowance=self._allow)
+        self.flags = FlagFeed(
+            self.store,
+            use_flags,
+            clock,
+            log,
+            hears=lambda: self.feed.alive,
+            snapshot=FlagSnapshot(state_dir / FLAGS_FILE, log, database=mask_url(settings.database_url)),
+        )
+        self.feed.on_news = self.flags.wake
         root = state_dir / "spool"
         self.spool = Spool(
             root,
@@ -124,6 +140,7 @@ class Vault:
     def add_duties(self, janitor: Janitor) -> None:
         janitor.add("store", 1.0, self._open_again)
         janitor.add("keys", 0.5, self.feed.tick)
+        janitor.add("flags", 0.5, self.flags.tick)
         janitor.add("key_snapshot", 5.0, self.snapshot.tick)
         janitor.add("limits", 1.0, self.limiter.sweep)
         janitor.add("budgets", 0.25, self.leases.tick)
@@ -136,6 +153,7 @@ class Vault:
         self.spool.start()
         await self._open()
         self.snapshot.restore()
+        await self.flags.start(wait=self.opened)
         self.feed.start()
         self.ledger.start()
 
@@ -169,6 +187,7 @@ class Vault:
             self._opening.cancel()
             await asyncio.wait((self._opening,))
         await self.feed.close()
+        await self.flags.close()
         await self.ring.close()
         await self.snapshot.close()
         await self.leases.close()

@@ -95,6 +95,8 @@ class KeyFeed:
         """Questions without an answer."""
         self.resets = 0
         """Times the database turned out to be an older copy of itself."""
+        self.on_news: Callable[[], None] | None = None
+        """Hears with the feed that something changed, or may have, whatever it was."""
         ring.confirm = self.confirm
 
     @property
@@ -123,6 +125,7 @@ class KeyFeed:
         """The database's news: there is something newer."""
         self._ring.newest_version = max(self._ring.newest_version, version)
         self.wake()
+        self._pass_on()
 
     async def confirm(self) -> None:
         """Until a question that was asked after this call has been answered, or failed."""
@@ -188,6 +191,11 @@ class KeyFeed:
             async with asyncio.timeout(self._answer_s):
                 self._watch = await self._source.watch(self.heard)
             self._again = True
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        if self.on_news is not None:
+            self.on_news()
 
     def _fail(self, error: Exception) -> None:
         self.failures += 1

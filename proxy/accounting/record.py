@@ -23,7 +23,8 @@ class UsageRecord(msgspec.Struct, frozen=True, array_like=True):
     route: str
     model: str
     role: str
-    """``leader``, ``follower``, ``hit``, ``alone`` or ``none``."""
+    """``leader``, ``follower``, ``hit``, ``alone``, ``pattern`` (answered by a rule), ``local``, ``refresh`` or
+    ``none``."""
     outcome: str
     """As in the access line; ``lost`` for a request whose process died before its end."""
     status: int
@@ -49,3 +50,16 @@ class UsageRecord(msgspec.Struct, frozen=True, array_like=True):
     """0 for none."""
     tags: str = ""
     """Comma-separated."""
+    tier: str = ""
+    """Which one the complexity of the request led to, or would have in shadow mode; empty where nobody asked."""
+    cache_class: str = ""
+    """By which its answer is kept; empty where the route alone decides."""
+    pruned_tokens: int = 0
+    """Of the prompt, not sent; estimated."""
+    policy_saved_picodollars: int = 0
+    """What a rule's answer, a cheaper tier or a shorter prompt saved against doing without, beside
+    ``saved_picodollars``; below 0 where it cost more."""
+    shadow_saved_picodollars: int = 0
+    """What a tier in shadow mode would have saved."""
+    flagged: str = ""
+    """Names of the guards that found something and let it pass, comma-separated."""

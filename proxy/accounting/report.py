@@ -32,6 +32,7 @@ class Report:
         "attempts",
         "booked",
         "ended_at",
+        "flagged",
         "head",
         "head_at",
         "left_out",
@@ -67,6 +68,8 @@ class Report:
         go."""
         self.answered_by: ModelTarget | None = None
         """Whose answer this is; the last that was tried where there is none."""
+        self.flagged: tuple[str, ...] = ()
+        """Guards of the flight that found something and only say so."""
         self.left_out = ""
         """Fields of the request that had no place in the dialect of whoever answered."""
         self.price: Price | None = None

@@ -4,7 +4,8 @@ A look-up is one dictionary read whatever the number of entries, which is why th
 costs 9 µs a read and has no bound). Its laws:
 
 - the entries and their bookkeeping never weigh more than ``max_bytes``;
-- nobody evicts everybody: a scope that holds more than its share gives up its own oldest entries first;
+- nobody evicts everybody: a scope that holds more than its share gives up its own oldest entries first, and a user
+  within a scope never holds more than a user's part of it;
 - what was purged is gone in the same tick, and an answer whose flight began before a purge is not stored after it.
 
 Nothing here awaits, so that a look-up in the cache and one in the flight table can share a tick.
@@ -21,6 +22,7 @@ from proxy.cache.missing import MissingKeys
 from proxy.cache.recording import Recording
 from proxy.cache.refresh import Refreshes
 from proxy.cache.ring import Node, Ring
+from proxy.cache.users import Owned, Users
 
 # An entry moves to the young end at most once in this time: recency is only of use across longer spans, and a hit
 # then reads two objects instead of writing to the neighbours of two lists as well.
@@ -94,7 +96,8 @@ class _Scope:
 class _Entry(Node):
     """A recording in the cache; as a node it stands in the order of all entries."""
 
-    __slots__ = ("fresh_until", "keep_until", "key", "place", "recording", "scope", "touched_at")
+    # `own` is its place among its user's entries; None where it is nobody's.
+    __slots__ = ("fresh_until", "keep_until", "key", "own", "place", "recording", "scope", "touched_at")
 
     def __init__(self, key: bytes, scope: _Scope, recording: Recording, fresh_until: float) -> None:
         self.key = key
@@ -104,6 +107,7 @@ class _Entry(Node):
         self.keep_until = fresh_until + max(recording.swr_s, recording.sie_s)
         self.touched_at = recording.stored_at
         self.place = _Place(self)
+        self.own: Owned[_Entry] | None = None
 
 
 class _Place(Node):
@@ -118,13 +122,15 @@ class _Place(Node):
 class HotCache:
     """Fingerprint to recording, with LRU order overall and within each scope.
 
-    ``share`` is the part of ``max_bytes`` that one scope may hold while others want room (alone it may have all).
+    ``share`` is the part of ``max_bytes`` that one scope may hold while others want room (alone it may have all);
+    ``user_share`` is the part of that which one user may hold at all.
     ``random`` gives numbers in [0, 1); it spreads times to live by ±10 %. ``now`` is monotonic seconds throughout.
     """
 
     # Mutable state, written by put, purge, sweep, lookup (only what has ended) and their private parts:
     #   _index    256 dictionaries key -> entry             _order   all entries, oldest use first
     #   _scopes   name -> scope with a visible entry        _over    scopes above their share
+    #   _users    the users of scopes that have entries
     #   _purged   scopes whose entries are invisible but still weigh, until they are swept or evicted
     # An entry is in its dictionary, in _order and in its scope's order, or in none of them.
     # size_bytes is the weight of all entries and `entries` their number, purged ones included; generation only
@@ -139,6 +145,7 @@ class HotCache:
         "_random",
         "_refreshes",
         "_scopes",
+        "_users",
         "entries",
         "evictions",
         "expired",
@@ -152,6 +159,7 @@ class HotCache:
         "size_bytes",
         "stale_hits",
         "stored",
+        "user_evictions",
     )
 
     def __init__(
@@ -159,6 +167,7 @@ class HotCache:
         max_bytes: int,
         *,
         share: float = 0.5,
+        user_share: float = 1 / 16,
         max_entry_bytes: int | None = None,
         max_missing: int = 50_000,
         random: Callable[[], float] = _random.random,
@@ -171,6 +180,7 @@ class HotCache:
         self._index: tuple[dict[bytes, _Entry], ...] = tuple({} for _ in range(_SHARDS))
         self._order: Ring[_Entry] = Ring()
         self._scopes: dict[bytes, _Scope] = {}
+        self._users: Users[_Entry] = Users(int(self.share_bytes * user_share))
         self._over: dict[_Scope, None] = {}
         self._purged: dict[_Scope, None] = {}
         self._next_shard = 0
@@ -187,6 +197,8 @@ class HotCache:
         self.refused = 0
         """Recordings not stored: too large, worthless by age, or overtaken by a purge."""
         self.evictions = 0
+        self.user_evictions = 0
+        """Of them by a user's own newer entries."""
         self.expired = 0
 
     @property
@@ -228,14 +240,16 @@ class HotCache:
             entry.scope.order.renew(entry.place)
         return Hit(entry.recording, now, ttl_left_s)
 
-    def put(self, key: bytes, scope: bytes, recording: Recording, generation: int) -> bool:
+    def put(self, key: bytes, scope: bytes, recording: Recording, generation: int, user: bytes = b"") -> bool:
         """Store, replacing an older entry of the key; ``False`` (and ``refused``) if it may not be stored.
 
-        ``generation`` is the value of ``self.generation`` when the flight that made the recording began.
+        ``generation`` is the value of ``self.generation`` when the flight that made the recording began. ``user``
+        names one of the scope's users, whose own oldest entries make room for it.
         """
+        most_bytes = min(self.max_entry_bytes, self._users.share_bytes) if user else self.max_entry_bytes
         if (
             generation != self.generation
-            or recording.size_bytes > self.max_entry_bytes
+            or recording.size_bytes > most_bytes
             or recording.keeps_s <= 0.0
         ):
             self.refused += 1
@@ -244,7 +258,9 @@ class HotCache:
         if old is not None:
             self._remove(old)
         self._missing.forget(key)
-        self._insert(key, scope, recording)
+        entry = self._insert(key, scope, recording)
+        if user:
+            self._own(entry, (scope, user))
         self.stored += 1
         while self.size_bytes > self.max_bytes:
             self._remove(self._victim(scope))
@@ -331,7 +347,15 @@ class HotCache:
         """A refresh ended without a new entry; unless ``ok`` the next one is held off, longer with each failure."""
         self._refreshes.end(key, now, ok=ok)
 
-    def _insert(self, key: bytes, name: bytes, recording: Recording) -> None:
+    def _own(self, entry: _Entry, name: tuple[bytes, bytes]) -> None:
+        """Note whose it is; what the user has too much of goes."""
+        entry.own = self._users.add(name, entry, entry.recording.size_bytes)
+        while (oldest := self._users.surplus(entry.own)) is not None:
+            self._remove(oldest)
+            self.evictions += 1
+            self.user_evictions += 1
+
+    def _insert(self, key: bytes, name: bytes, recording: Recording) -> _Entry:
         scope = self._scopes.get(name)
         if scope is None:
             scope = self._scopes[name] = _Scope(name)
@@ -341,12 +365,15 @@ class HotCache:
         self._order.append(entry)
         scope.order.append(entry.place)
         self._weigh(scope, 1, recording.size_bytes)
+        return entry
 
     def _remove(self, entry: _Entry) -> None:
         key, scope = entry.key, entry.scope
         del self._index[key[0]][key]
         self._order.drop(entry)
         scope.order.drop(entry.place)
+        if entry.own is not None:
+            self._users.drop(entry.own)
         self._weigh(scope, -1, -entry.recording.size_bytes)
         self._refreshes.forget(key)
         if not scope.count:

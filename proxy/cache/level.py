@@ -23,7 +23,7 @@ _MIN_TTL_S: Final = 0.001
 
 
 class Follower(Protocol):
-    """Who keeps the generation the same in all processes; `valkey.Watch` is one."""
+    """Who keeps the generation the same in all processes; `watch.Watch` is one."""
 
     connected: bool
 
@@ -134,6 +134,16 @@ class AiocacheShared:
     def up(self) -> bool:
         """Whether it can be counted on at the moment."""
         return not self.breaker.open and (self.watch is None or self.watch.connected)
+
+    @property
+    def size_bytes(self) -> int:
+        """Of what the backend holds, as far as it knows."""
+        return getattr(self._backend, "size_bytes", 0)
+
+    @property
+    def evictions(self) -> int:
+        """Entries that this process removed there because there were too many."""
+        return getattr(self._backend, "evicted", 0)
 
     def start(self, on_purge: Callable[[], object]) -> None:
         self.generation.on_change = on_purge

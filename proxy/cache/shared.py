@@ -1,14 +1,14 @@
 """The cache level that other processes may share: the seam, and the making of what is behind it.
 
-It is asked from inside a flight, so once for each key and process, and it can only ever be a short cut. aiocache and
-redis are loaded only where a URL asks for them.
+It is asked from inside a flight, so once for each key and process, and it can only ever be a short cut. aiocache,
+redis and asyncpg are loaded only where a URL asks for them.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from proxy.cache.generation import Generation
 from proxy.cache.level import AiocacheShared, Bounds
@@ -16,9 +16,14 @@ from proxy.cache.recording import VERSION, Codec, Recording
 from proxy.clock import Clock
 from proxy.protocol.usage import Usage
 
+if TYPE_CHECKING:
+    from proxy.cache.postgres import Database
+    from proxy.cache.watch import Server
+
 __all__ = ["AiocacheShared", "Bounds", "NoSharedCache", "SharedCache", "make_shared_cache"]
 
 _MAX_BYTES: Final = 64 * 1024  # of a value, where the codec does not say
+_MOST_DATABASE_CONNECTIONS: Final = 6  # each is a process there
 
 
 class SharedCache(Protocol):
@@ -86,9 +91,13 @@ def make_shared_cache(
     namespace: str = "answers",
     purgeable: bool = True,
     bounds: Bounds | None = None,
+    open_database: Callable[[str, int], Database] | None = None,
+    table_bytes: int = 1 << 30,
 ) -> SharedCache:
     """The second level that ``url`` names: nothing for ``""``, a map of at most ``max_bytes`` for ``memory://``, else
     a server (`config.values.parse_cache_url`), to which nothing connects before ``start`` or the first call.
+    PostgreSQL is reached through what ``open_database`` makes of the URL and a number of connections, and holds about
+    ``table_bytes``.
 
     ``secret`` authenticates what is stored and must be the same in all processes that share it; the one inside a
     process makes up its own when it is empty. ``codec`` replaces the one for recordings that report a ``Usage``.
@@ -109,20 +118,33 @@ def make_shared_cache(
         from proxy.cache.memory import BoundedMemory
 
         return AiocacheShared(BoundedMemory(max_bytes, clock), codec, clock, prefix=names, bounds=bounds)
-    if scheme not in ("redis", "rediss", "valkey", "valkeys", "unix"):
-        raise ValueError(
-            f"no cache of the kind {scheme}:// is known: leave SAMEFLIGHT_CACHE_URL empty or use memory:// or redis://"
-        )
-    from proxy.cache.valkey import ValkeyBackend, Watch
-
     bounds = bounds or Bounds()
     # One connection for each call that may run, one that listens and one over which the generation is asked for.
     connections = bounds.gets + bounds.puts + 2
-    backend = ValkeyBackend(url, max_bytes=getattr(codec, "max_bytes", _MAX_BYTES), max_connections=connections)
+    most_bytes = getattr(codec, "max_bytes", _MAX_BYTES)
+    backend: Any
+    server: Server
+    if scheme in ("postgresql", "postgres") and open_database is not None:
+        from proxy.cache.postgres import PostgresBackend, PostgresServer
+
+        database = open_database(url, min(connections, _MOST_DATABASE_CONNECTIONS))
+        backend = PostgresBackend(database, max_bytes=most_bytes, table_bytes=table_bytes)
+        server = PostgresServer(backend)
+    elif scheme in ("redis", "rediss", "valkey", "valkeys", "unix"):
+        from proxy.cache.valkey import ValkeyBackend, ValkeyServer
+
+        backend = ValkeyBackend(url, max_bytes=most_bytes, max_connections=connections)
+        server = ValkeyServer(backend.client)
+    else:
+        raise ValueError(
+            f"no cache of the kind {scheme}:// is known: leave SAMEFLIGHT_CACHE_URL empty or use memory:// or redis://"
+        )
     if not purgeable:
         return AiocacheShared(backend, codec, clock, prefix=names, bounds=bounds)
+    from proxy.cache.watch import Watch
+
     generation = Generation(clock)
-    watch = Watch(backend.client, generation, names)
+    watch = Watch(server, generation, names)
     return AiocacheShared(backend, codec, clock, prefix=names, bounds=bounds, generation=generation, watch=watch)
 
 

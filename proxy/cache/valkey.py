@@ -1,18 +1,18 @@
-"""The second level on a Valkey or Redis server: aiocache's backend with bounds, and the watch over a generation."""
+"""The second level on a Valkey or Redis server: aiocache's backend with bounds, and how its generation is watched."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import random as _random
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
 from aiocache.backends.redis import RedisCache
 
-from proxy.cache.generation import Generation
+from proxy.cache.generation import Debt
 from proxy.cache.memory import BytesSerializer
+from proxy.cache.watch import Names, News
 from proxy.valkey import FAILURES, NoScriptError, make_pool
 
 _READ: Final = """
@@ -82,126 +82,30 @@ class ValkeyBackend(RedisCache):  # type: ignore[misc]
         await self.client.connection_pool.disconnect()
 
 
-class Watch:
-    """Keeps a namespace's generation equal to the server's: listens for changes, and asks every few seconds in case
-    a message was lost. It has one connection of its own; another one is asked over, and thereby kept ready."""
+class ValkeyServer:
+    """What the watch asks of a server (`watch.Server`)."""
 
-    # Mutable: the tasks between start and close; connected says whether the server was told and listened to;
-    # counters. Written by the tasks.
-    __slots__ = (
-        "_cause_name",
-        "_channel",
-        "_client",
-        "_every_s",
-        "_generation",
-        "_listening",
-        "_lock",
-        "_name",
-        "_patience_s",
-        "_random",
-        "_settling",
-        "connected",
-        "errors",
-        "last_error",
-        "settled",
-    )
+    __slots__ = ("_client",)
 
-    def __init__(
-        self,
-        client: Any,
-        generation: Generation,
-        prefix: str,
-        *,
-        every_s: float = 5.0,
-        patience_s: float = 2.0,
-        random: Callable[[], float] = _random.random,
-    ) -> None:
-        """``prefix`` begins the names of the namespace."""
+    def __init__(self, client: Any) -> None:
         self._client = client
-        self._generation = generation
-        self._name = prefix + "generation"
-        self._cause_name = prefix + "cause"
-        self._channel = prefix + "purges"
-        self._every_s = every_s
-        self._patience_s = patience_s
-        self._random = random
-        self._lock = asyncio.Lock()  # or the same purge would be told twice
-        self._listening: asyncio.Task[None] | None = None
-        self._settling: asyncio.Task[None] | None = None
-        self.connected = False
-        self.settled = 0
-        self.errors = 0
-        self.last_error = ""
 
-    @property
-    def name(self) -> str:
-        """Under which the server holds the generation."""
-        return self._name
+    async def settle(self, names: Names, debt: Debt) -> int:
+        words = (debt.known, int(debt.is_purge), debt.cause, names.channel)
+        return int(await self._client.eval(_SETTLE, 2, names.generation, names.cause, *words))
 
-    def start(self) -> None:
-        """Begin to listen. Needs a running loop; may be called again."""
-        if self._listening is None:
-            self._listening = asyncio.get_running_loop().create_task(self._listen(), name="cache-watch")
-
-    def urge(self) -> None:
-        """Something is to be told or does not agree: ask the server now. One at a time."""
-        if self._settling is None or self._settling.done():
-            self._settling = asyncio.get_running_loop().create_task(self._settle_once(), name="cache-settle")
-
-    async def close(self) -> None:
-        """Tell the server what it was not told yet, if it listens; end the tasks. Bounded; never raises."""
-        if self.connected and self._generation.owes:
-            self.urge()
-        if self._settling is not None:
-            await asyncio.wait((self._settling,), timeout=0.5)
-        tasks = [task for task in (self._listening, self._settling) if task is not None]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks, timeout=1.0)
-        self.connected = False
-
-    async def _listen(self) -> None:
-        while True:
-            try:
-                await self._follow()
-            except Exception as error:  # noqa: BLE001 - whatever a server sends, the watch goes on
-                self._note(error)
-            self.connected = False
-            await asyncio.sleep(0.5 + self._random())
-
-    async def _follow(self) -> None:
-        """One connection's life. A message is only a hint: what counts is what the server says when asked."""
+    @asynccontextmanager
+    async def listen(self, names: Names, patience_s: float) -> AsyncIterator[News]:
         subscription = self._client.pubsub(ignore_subscribe_messages=True)
+
+        async def wait(timeout_s: float) -> object:
+            message = await subscription.get_message(timeout=timeout_s)
+            return None if message is None else message.get("data")
+
         try:
-            async with asyncio.timeout(self._patience_s):
-                await subscription.subscribe(self._channel)
-            await self._settle()
-            self.connected = True
-            while True:
-                message = await subscription.get_message(timeout=self._every_s)
-                if message is None or not self._generation.agrees(message.get("data")):
-                    await self._settle()
+            async with asyncio.timeout(patience_s):
+                await subscription.subscribe(names.channel)
+            yield wait
         finally:
             with suppress(*FAILURES):
                 await subscription.aclose()
-
-    async def _settle_once(self) -> None:
-        try:
-            await self._settle()
-            while self._generation.owes:
-                await self._settle()
-        except Exception as error:  # noqa: BLE001 - the listener tries again
-            self._note(error)
-
-    async def _settle(self) -> None:
-        async with asyncio.timeout(self._patience_s), self._lock:
-            debt = self._generation.debt()
-            words = (debt.known, int(debt.is_purge), debt.cause, self._channel)
-            value = int(await self._client.eval(_SETTLE, 2, self._name, self._cause_name, *words))
-            self.settled += 1
-            self._generation.settle(debt, value)
-
-    def _note(self, error: Exception) -> None:
-        self.errors += 1
-        self.last_error = type(error).__name__

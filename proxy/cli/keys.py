@@ -227,7 +227,7 @@ async def _list(args: argparse.Namespace, tools: Tools) -> None:
         (key["id"], key["name"], key["state"], key["tenant"], key["team"], _budget(key), key["expires"] or "never")
         for key in keys
     ]
-    _print_table(("ID", "NAME", "STATE", "TENANT", "TEAM", "BUDGET", "EXPIRES"), rows, tools.out)
+    print_table(("ID", "NAME", "STATE", "TENANT", "TEAM", "BUDGET", "EXPIRES"), rows, tools.out)
 
 
 async def _set_allowance(args: argparse.Namespace, tools: Tools) -> None:
@@ -244,7 +244,7 @@ async def _list_allowances(_args: argparse.Namespace, tools: Tools) -> None:
         (each["kind"], each["name"], *(str(each["limits"][name] or "-") for name in _LIMITS), _budget(each))
         for each in known
     ]
-    _print_table(("KIND", "NAME", "REQUESTS/MIN", "TOKENS/MIN", "CONCURRENT", "BUDGET"), rows, tools.out)
+    print_table(("KIND", "NAME", "REQUESTS/MIN", "TOKENS/MIN", "CONCURRENT", "BUDGET"), rows, tools.out)
 
 
 # -- printing --------------------------------------------------------------------------------------------------
@@ -286,7 +286,8 @@ def _budget(described: Mapping[str, Any]) -> str:
     return f"{budget['usd']}/{budget['period']}" if budget else "-"
 
 
-def _print_table(titles: tuple[str, ...], rows: Sequence[tuple[str, ...]], out: TextIO) -> None:
+def print_table(titles: tuple[str, ...], rows: Sequence[tuple[str, ...]], out: TextIO) -> None:
+    """Columns as wide as their longest cell."""
     lines = [titles, *(tuple(cell or "-" for cell in row) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(titles))]
     for line in lines:

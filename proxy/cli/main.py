@@ -16,7 +16,7 @@ from proxy import __version__
 
 # Each is a module of this room with an `add_parser`; in the order of the help.
 COMMANDS: Final = (
-    *("serve", "restart", "demo", "mock", "bench", "keys"),
+    *("serve", "restart", "demo", "mock", "bench", "keys", "flags"),
     *("usage", "migrate", "config", "healthcheck", "nginx"),
 )
 

@@ -1,4 +1,4 @@
-"""``sameflight usage``: what was asked for, what it cost, and what sharing and caching saved, out of the store.
+"""``sameflight usage``: what was asked for, what it cost, and what sharing, caching and policies saved.
 
 Days are UTC. Exit codes: 0 done, 1 the database cannot be read, 2 wrong use.
 """
@@ -10,7 +10,7 @@ import asyncio
 import csv
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TextIO
@@ -24,7 +24,7 @@ from proxy.errors import StoreError
 from proxy.store.base import Store
 from proxy.store.open import open_store
 
-BY: Final = ("day", "key", "team", "tenant", "model", "provider", "route")
+BY: Final = ("day", "key", "team", "tenant", "model", "provider", "route", "class", "tier", "role")
 _SETTINGS: Final = ("state_dir",)
 _FILTERS: Final = ("key", "tenant", "team", "model")
 _DEFAULT_LAST: Final = "7d"
@@ -34,6 +34,8 @@ class _Column(NamedTuple):
     title: str
     text: Any
     """(row) → what the table shows."""
+    counts: str = ""
+    """The figure without which there is no such column."""
 
 
 _COLUMNS: Final = (
@@ -43,6 +45,11 @@ _COLUMNS: Final = (
     _Column("tokens out", lambda row: f"{row['output_tokens']:,}"),
     _Column("cost", lambda row: _dollars(row["cost_picodollars"])),
     _Column("cost saved", lambda row: _dollars(row["saved_picodollars"])),
+    _Column("policies saved", lambda row: _dollars(row["policy_saved_picodollars"]), "policy_saved_picodollars"),
+    _Column("shadow saved", lambda row: _dollars(row["shadow_saved_picodollars"]), "shadow_saved_picodollars"),
+    _Column("patterns", lambda row: _percent(share(row["patterns"], row["requests"])), "patterns"),
+    _Column("hits", lambda row: _percent(share(row["hits"], row["requests"])), "hits"),
+    _Column("pruned", lambda row: f"{row['pruned_tokens']:,}", "pruned_tokens"),
     _Column("errors", lambda row: _percent(share(row["errors"], row["requests"]))),
     _Column("p50", lambda row: _milliseconds(row["p50_ms"])),
     _Column("p95", lambda row: _milliseconds(row["p95_ms"])),
@@ -176,10 +183,11 @@ def _print_table(report: Report, names: Mapping[str, str], out: TextIO) -> None:
     if not report.lines:
         print(f"no requests from {since} to {until}", file=out)
         return
-    titles = [report.asked.by, *(column.title for column in _COLUMNS), "day before", "week before"]
-    rows = [_cells(line, names) for line in report.lines]
+    columns = [each for each in _COLUMNS if not each.counts or any(line.row[each.counts] for line in report.lines)]
+    titles = [report.asked.by, *(column.title for column in columns), "day before", "week before"]
+    rows = [_cells(line, names, columns) for line in report.lines]
     if len(rows) > 1:
-        rows.append(_cells(report.total._replace(label="total"), {}))
+        rows.append(_cells(report.total._replace(label="total"), {}, columns))
     widths = [max(len(row[index]) for row in (titles, *rows)) for index in range(len(titles))]
     for row in (titles, *rows):
         cells = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
@@ -187,10 +195,10 @@ def _print_table(report: Report, names: Mapping[str, str], out: TextIO) -> None:
     print(f"\nfrom {since} to {until}", file=out)
 
 
-def _cells(line: Line, names: Mapping[str, str]) -> list[str]:
+def _cells(line: Line, names: Mapping[str, str], columns: Sequence[_Column]) -> list[str]:
     label = f"{names[line.label]} ({line.label})" if line.label in names else line.label or "-"
     changes = [_change(line, name) for name in ("day_before", "week_before")]
-    return [label, *(column.text(line.row) for column in _COLUMNS), *changes]
+    return [label, *(column.text(line.row) for column in columns), *changes]
 
 
 def _change(line: Line, name: str) -> str:
@@ -242,6 +250,8 @@ def _percent(part: float) -> str:
 
 def _dollars(picodollars: int) -> str:
     amount = usd(picodollars)
+    if amount < 0:
+        return "-" + _dollars(-picodollars)
     return f"${amount:,.2f}" if amount >= 0.01 or not picodollars else f"${amount:.6f}"
 
 

@@ -117,7 +117,8 @@ def _figures_of(row: Mapping[str, Any]) -> dict[str, Any]:
     }
     found["saved_share"] = round(share(count("saved_calls", 0), count("saved_calls", 0) + count("calls", 0)), 6)
     found["error_rate"] = round(share(count("errors", 0), count("requests", 0)), 6)
-    for name in ("cost", "upstream", "saved"):
+    found["hit_share"] = round(share(count("hits", 0), count("requests", 0)), 6)
+    for name in ("cost", "upstream", "saved", "policy_saved", "shadow_saved"):
         found[f"{name}_usd"] = usd(count(f"{name}_picodollars", 0))
     return found
 

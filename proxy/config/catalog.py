@@ -151,7 +151,7 @@ def make_catalog(
     providers = make_providers(file.providers, settings, document)
     models = make_models(file, providers, document)
     savings = make_savings(file, models, document)
-    flags = make_flags(file, document)
+    flags = make_flags(file, savings, document)
     placeholders = settings.placeholder_keys if file.placeholder_keys is None else file.placeholder_keys
     _check_placeholders(placeholders, document)
     document.check()

@@ -13,6 +13,26 @@ from typing import Any, Final
 
 MODES: Final = ("before", "during", "after")
 ACTIONS: Final = ("block", "redact", "flag")
+BUILT_IN_KINDS: Final = (
+    *("personal_data", "secrets", "words", "expressions", "injection", "topics"),
+    *("size", "schema"),
+)  # fmt: skip
+REMOTE_KINDS: Final = ("webhook", "moderation")
+"""Asked over the network."""
+PERSONAL_DATA: Final = (
+    *("mail", "phone", "card", "iban", "us_ssn", "uk_nino", "uk_nhs", "fr_nir", "de_tax_id", "es_dni"),
+    *("it_codice_fiscale", "nl_bsn", "be_rrn", "pl_pesel", "ch_ahv", "se_personnummer", "br_cpf", "ca_sin"),
+    *("in_aadhaar",),
+)  # fmt: skip
+"""What the kind ``personal_data`` may look for."""
+SECRETS: Final = (
+    *("anthropic_key", "openai_key", "aws_key", "aws_secret", "github_token", "gitlab_token", "slack_token"),
+    *("slack_webhook", "google_key", "google_token", "google_secret", "stripe_key", "stripe_secret"),
+    *("huggingface_token", "npm_token", "pypi_token", "sendgrid_key", "twilio_key", "digitalocean_token"),
+    *("shopify_token", "telegram_token", "azure_key", "groq_key", "xai_key", "vault_token", "jwt"),
+    *("url_password", "private_key"),
+)  # fmt: skip
+"""What the kind ``secrets`` may look for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +57,19 @@ class Guard:
     options: tuple[tuple[str, Any], ...] = ()
     """By the kind; hashable."""
 
+    @property
+    def is_remote(self) -> bool:
+        return self.kind in REMOTE_KINDS
+
+    def option(self, name: str, default: Any = None) -> Any:
+        return next((value for each, value in self.options if each == name), default)
+
+    def spell(self) -> str:
+        """All of it as text, the same in every process: sets have no order of their own."""
+        subjects = [sorted(each) for each in (self.tenants, self.keys, self.routes)]
+        said = (self.name, self.kind, self.mode, self.action, self.fail_open, self.timeout_s)
+        return repr((said, subjects, self.options))
+
 
 @dataclass(frozen=True, slots=True)
 class GuardSet:
@@ -49,7 +82,8 @@ class GuardSet:
     """8 bytes, part of the fingerprint: what one set let pass is no answer under another."""
 
     def __post_init__(self) -> None:
-        said = repr((self.before, self.during, self.after)).encode()
+        stages = (self.before, self.during, self.after)
+        said = repr([[guard.spell() for guard in guards] for guards in stages]).encode()
         object.__setattr__(self, "digest", blake2b(said, digest_size=8, person=b"sf/guards").digest())
 
 

@@ -10,6 +10,12 @@ from typing import Annotated, Any, Final, Literal, get_args
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from proxy.config.cache_class_file import CacheClassesFile
+from proxy.config.flag_file import FlagFile, FlagName
+from proxy.config.guard_file import GuardsFile
+from proxy.config.pattern_file import PatternsFile
+from proxy.config.pruning_file import PruningFile, SlimmingFile
+from proxy.config.tier_file import TiersFile
 from proxy.protocol import routes
 
 ROUTE_NAMES: Final = frozenset(
@@ -169,6 +175,13 @@ class CatalogFile(Struct, forbid_unknown_fields=True, frozen=True):
     routes: dict[RouteName, RouteFile] = msgspec.field(default_factory=dict)
     prices: dict[str, PriceFile] = msgspec.field(default_factory=dict)
     placeholder_keys: list[str] | None = None
+    patterns: PatternsFile | None = None
+    tiers: TiersFile = msgspec.field(default_factory=dict)
+    cache_classes: CacheClassesFile | None = None
+    pruning: PruningFile | None = None
+    slimming: SlimmingFile | None = None
+    flags: dict[FlagName, FlagFile] = msgspec.field(default_factory=dict)
+    guards: GuardsFile = msgspec.field(default_factory=dict)
 
 
 def json_schema() -> dict[str, Any]:

@@ -19,6 +19,7 @@ from typing import Any, Final, NamedTuple
 
 from proxy.config.settings_table import Parser, Settings
 from proxy.config.values import (
+    DATABASES,
     did_you_mean,
     mask_url,
     parse_base_url,
@@ -189,6 +190,8 @@ def _contradictions(settings: Settings) -> list[str]:
     problems = []
     if settings.shared_flights and (settings.cache_url in ("", "memory://") or not settings.key_secret):
         problems.append(f"{PREFIX}SHARED_FLIGHTS: needs a server in {PREFIX}CACHE_URL, and {PREFIX}KEY_SECRET")
+    elif settings.shared_flights and settings.cache_url.startswith(DATABASES):
+        problems.append(f"{PREFIX}SHARED_FLIGHTS: needs Valkey or Redis in {PREFIX}CACHE_URL, not PostgreSQL")
     last = settings.port + max(settings.workers, 1) - 1
     if settings.unix_socket == "" and settings.port:
         if settings.port < settings.admin_port <= last and settings.host == settings.admin_host:

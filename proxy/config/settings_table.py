@@ -131,8 +131,9 @@ class Settings:
     state_dir: str = _setting("./.sameflight", "Directory for what outlives the process.", parse_text)
     cache_url: str = _setting(
         "",
-        "Second cache level: empty for none, memory:// for one inside the process, or a Valkey or Redis server that "
-        "processes share (redis://, rediss://, valkey://, valkeys://, unix://); the latter needs KEY_SECRET.",
+        "Second cache level: empty for none, memory:// for one inside the process, or a server that processes share: "
+        "Valkey or Redis (redis://, rediss://, valkey://, valkeys://, unix://), which also shares limits, or "
+        "PostgreSQL (postgresql://), which does not; a server needs KEY_SECRET.",
         parse_cache_url,
         secret=True,
     )
@@ -141,6 +142,12 @@ class Settings:
     )
     cache_timeout_ms: float = _setting(
         50.0, "Longest wait for a look-up on that server.", number_from(1.0), "milliseconds"
+    )
+    cache_table_bytes: int = _bytes(
+        1 << 30,
+        "Size of all answers in the table of a CACHE_URL of PostgreSQL; looked at every ten seconds, and what ends "
+        "soonest goes first.",
+        1 << 20,
     )
     shared_flights: bool = _setting(
         False,
@@ -226,6 +233,7 @@ class Settings:
 
     hot_cache_bytes: int = _bytes(64 * MIB, "Size of the response cache in the process; 0: none.", 0)
     max_entry_bytes: int = _bytes(1 * MIB, "Largest response that is cached.")
+    summary_cache_bytes: int = _bytes(16 * MIB, "Size of the store of conversations' summaries.", 4096)
     models_fresh_s: float = _seconds(60.0, "Time a list of models is fresh.", 0.0)
     models_stale_s: float = _seconds(600.0, "Time beyond that in which it is served while being refreshed.", 0.0)
     models_stale_if_error_s: float = _seconds(86_400.0, "Time beyond that in which it stands in for an error.", 0.0)
@@ -350,5 +358,29 @@ class Settings:
         parse_flag,
     )
     admin_token: str = _setting(
-        "", "Secret that opens the admin API for virtual keys; empty: it is closed.", secret_from(16), secret=True
+        "",
+        "Secret that opens the admin API and the admin page's figures; empty: the API is closed, and figures are shown "
+        "on a loopback address alone.",
+        secret_from(16),
+        secret=True,
+    )
+
+    # What the admin page holds the day's figures against; 0 leaves a line out.
+    target_error_percent: float = _setting(
+        1.0, "Requests that may fail, in percent, on the admin page; 0: no target.", number_from(0.0), "percent"
+    )
+    target_hit_percent: float = _setting(
+        30.0,
+        "Requests that are to be answered without a call of their own, in percent, on the admin page; 0: no target.",
+        number_from(0.0),
+        "percent",
+    )
+    target_p95_ms: float = _setting(
+        5_000.0,
+        "Time within which 95 of 100 requests are to be answered whole, on the admin page; 0: no target.",
+        number_from(0.0),
+        "milliseconds",
+    )
+    target_usd_per_1000: float = _setting(
+        5.0, "What a thousand requests may cost, on the admin page; 0: no target.", number_from(0.0), "US dollars"
     )

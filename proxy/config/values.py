@@ -30,6 +30,8 @@ _CACHE_OPTIONS: Final = {
 }
 CACHE_SERVERS: Final = frozenset(_CACHE_OPTIONS)
 """Schemes of the URLs of Valkey and Redis servers."""
+DATABASES: Final = ("postgresql://", "postgres://")
+"""How URLs of PostgreSQL servers begin."""
 _PATH: Final = re.compile(r"[!-~]*")
 
 
@@ -156,17 +158,17 @@ def one_of(*choices: str) -> Callable[[str], str]:
 
 
 def parse_cache_url(text: str) -> str:
-    """Where the cache level shared by processes is: nowhere, in memory, or a Valkey or Redis server.
+    """Where the cache level shared by processes is: nowhere, in memory, a Valkey or Redis server, or PostgreSQL.
 
-    A server's URL has a host or the path of a Unix socket, perhaps user and password (percent-encoded), a database
-    number and for TLS the names of files: nothing that would lift a bound.
+    The URL of a Valkey server has a host or the path of a Unix socket, perhaps user and password (percent-encoded), a
+    database number and for TLS the names of files: nothing that would lift a bound.
     """
     url = parse_text(text)
-    if url in ("", "memory://"):
+    if url in ("", "memory://") or (url.startswith(DATABASES) and len(url) > len(DATABASES[0])):
         return url
     expected = (
-        "empty, memory://, or a URL such as valkey://user:password@host:6379/0, rediss://host?ssl_ca_certs=/ca.pem "
-        "or unix:///run/valkey.sock"
+        "empty, memory://, or a URL such as valkey://user:password@host:6379/0, rediss://host?ssl_ca_certs=/ca.pem, "
+        "unix:///run/valkey.sock or postgresql://user:password@host:5432/name"
     )
     try:
         parts = urlsplit(url)
@@ -188,7 +190,7 @@ def parse_cache_url(text: str) -> str:
 def parse_database_url(text: str) -> str:
     """Where the database is: PostgreSQL, or nothing for a file."""
     url = parse_text(text)
-    if url and not url.startswith(("postgresql://", "postgres://")):
+    if url and not url.startswith(DATABASES):
         raise ValueError("empty, or a URL such as postgresql://user:password@host:5432/name")
     return url
 

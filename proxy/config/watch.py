@@ -73,6 +73,11 @@ class CatalogHolder:
         self.last_reload_ok = True
         self.last_problems: tuple[Problem, ...] = ()
 
+    @property
+    def filed(self) -> Catalog:
+        """The catalog as the files have it, without the store's flags."""
+        return self._filed
+
     def changed(self) -> bool:
         """Whether a file looks different from when it was last read. Costs two system calls each."""
         return any(look_at(name) != stamp for name, stamp in self._seen.items())

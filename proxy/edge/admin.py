@@ -12,7 +12,8 @@ from typing import Any, Final, NamedTuple
 import orjson
 from aiohttp import web
 
-from proxy.edge.admin_keys import AdminApi
+from proxy.edge.admin_api import AdminApi
+from proxy.edge.admin_page import PAGE, AdminPage, is_page
 
 _JSON: Final = "application/json"
 
@@ -36,12 +37,14 @@ class Views(NamedTuple):
 
 
 class AdminServer(web.Server):
-    """Answers GET on a handful of paths, hands ``/admin/`` to the API and refuses the rest."""
+    """Answers GET on a handful of paths, hands ``/admin/`` to the API and ``/dashboard`` to the page, refuses the
+    rest."""
 
-    def __init__(self, views: Views, api: AdminApi | None = None) -> None:
+    def __init__(self, views: Views, api: AdminApi | None = None, page: AdminPage | None = None) -> None:
         super().__init__(self.handle, access_log=None, keepalive_timeout=75.0, lingering_time=1.0)
         self._views = views
         self.api = api
+        self.page = page
         probes = {
             "/livez": views.live,
             "/health/liveliness": views.live,
@@ -57,6 +60,8 @@ class AdminServer(web.Server):
         """One admin request."""
         if self.api is not None and request.path.startswith("/admin/"):
             return await self.api.handle(request)
+        if self.page is not None and is_page(request.path):
+            return await self.page.handle(request)
         if request.method not in ("GET", "HEAD"):
             return _json(405, {"error": "only GET is answered here"})
         probe = self._probes.get(request.path)
@@ -71,7 +76,14 @@ class AdminServer(web.Server):
             return _json(200, self._views.flights())
         if request.path == "/targets":
             return _json(200, self._views.targets())
-        return _json(404, {"error": "no such page", "pages": [*self._probes, "/metrics", "/flights", "/targets"]})
+        pages = [*self._probes, "/metrics", "/flights", "/targets", *([PAGE] if self.page is not None else [])]
+        return _json(404, {"error": "no such page", "pages": pages})
+
+    async def shutdown(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - the name of the library
+        """As the library's; nothing is read for the page any more."""
+        await super().shutdown(timeout)
+        if self.page is not None:
+            await self.page.figures.close()
 
 
 def _json(status: int, value: dict[str, Any]) -> web.Response:

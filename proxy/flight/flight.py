@@ -51,6 +51,8 @@ class Ending(Enum):
     """The upstream ended its message properly but not its answer (no terminal event, or an error event inside the
     stream): passed on as it came, never stored."""
     FAULT = "fault"
+    BLOCKED = "blocked"
+    """A guard did not let the request or its answer pass."""
     OVERRUN = "overrun"
     ABANDONED = "abandoned"
     SHUTDOWN = "shutdown"

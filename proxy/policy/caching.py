@@ -23,6 +23,8 @@ class Lifetimes(NamedTuple):
     ttl_s: float = 0.0
     stale_while_revalidate_s: float = 0.0
     stale_if_error_s: float = 0.0
+    oldest_s: float | None = None
+    """An entry older than this is not taken, whoever kept it; ``None``: its own lifetime decides."""
 
 
 def decide_caching(
@@ -48,6 +50,12 @@ def decide_caching(
         ttl_s=ttl_s,
         stale_while_revalidate_s=lifetimes.stale_while_revalidate_s,
         stale_if_error_s=lifetimes.stale_if_error_s,
-        max_age_s=controls.max_age_s,
+        max_age_s=_least(controls.max_age_s, lifetimes.oldest_s if lifetimes.ttl_s > 0 else None),
         max_stale_s=controls.max_stale_s,
     )
+
+
+def _least(one: float | None, other: float | None) -> float | None:
+    if one is None or other is None:
+        return one if other is None else other
+    return min(one, other)

@@ -87,6 +87,16 @@ def estimate(
     return Estimate(tokens, round(money))
 
 
+def estimate_part(part: Any, text: bytes) -> int:
+    """Tokens of a part of a request (a message, its tools) with the JSON ``text``, counted as `estimate` counts the
+    whole; rounded up, with what separates it from the next."""
+    text_bytes, media_tokens = len(text) + 1, 0
+    if text_bytes > _LONG_STRING:
+        media_bytes, media_tokens = _media({"": part})
+        text_bytes -= media_bytes
+    return -(-text_bytes // _BYTES_PER_TOKEN) + media_tokens + text.count(b'"image') * _MEDIA_TOKENS
+
+
 def _output_tokens(fields: dict[str, Any], assumed: int) -> int:
     """Most tokens of all choices together."""
     bound = assumed

@@ -158,3 +158,5 @@ class Plan(NamedTuple):
     """Whose flights and cache entries this one may meet; opaque, 16 bytes."""
     guards: GuardSet | None = None
     """What looks at the request and the answer; part of the fingerprint."""
+    user: bytes = b""
+    """Whose share of the cache its answer takes, within the scope's; 16 bytes, empty where it is nobody's."""

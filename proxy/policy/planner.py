@@ -12,7 +12,7 @@ from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
 from proxy import __version__
-from proxy.config.cache_classes import CacheClass
+from proxy.config.cache_classes import USER, CacheClass
 from proxy.config.catalog import Catalog, Provider, RouteRules
 from proxy.config.guards import GuardSet
 from proxy.config.models import Models
@@ -23,6 +23,7 @@ from proxy.policy.policies import make_policies
 from proxy.policy.routed import ATTEMPT, make_routed
 from proxy.policy.shaped import Shaped
 from proxy.policy.sharing import Classified, alone, classify, decide_sharing
+from proxy.policy.unguarded import refuse_unguarded
 from proxy.protocol.ask_usage import ASKABLE, TRANSFORM, is_askable
 from proxy.protocol.call import Call
 from proxy.protocol.encoding import decode_body
@@ -87,6 +88,7 @@ class Terms:
     def __init__(
         self, head: RequestHead, located: Located, controls: Controls, principal: Principal, catalog: Catalog
     ) -> None:
+        """Raises ``ProxyError(FORBIDDEN)`` for requests that would go past a guard."""
         self.located = located
         self.method = head.method
         self.controls = controls
@@ -97,6 +99,7 @@ class Terms:
         """Those that the body may name; ``None`` if there are none."""
         self.policies = make_policies(catalog, principal, located.route)
         """Savings and guards for these requests; ``None`` if there are none."""
+        refuse_unguarded(catalog, principal, located.route, head.method)
         self.routed: dict[str, Routed | None] = {}
         self.target = _target(catalog.providers[located.provider], located.dialect)
         path = self.target.base_path + located.path
@@ -169,14 +172,16 @@ class Planner:
         routed = self._route(head, terms, terms.models, call.model) if terms.models is not None else None
         plain = call.body is body and _is_encoded(head)
         form = _Form(routed, plain) if shaped is None else _Form(routed, plain, shaped.cache_class, shaped.guards)
+        user = _user_of(shaped) if shaped is not None else b""
         classified = classify(terms.located.route, call)
         streams = call.streams
         outline = terms.outlines.get((classified, streams, form.tag))
         if outline is None:
             outline = self._outline(head, terms, classified, streams, form=form)
             terms.outlines[classified, streams, form.tag] = outline
+        rest = outline.rest if not user else (*outline.rest, user)
         if not outline.keyed:
-            return Plan(None, call.model, None, None, False, routed, *outline.rest)
+            return Plan(None, call.model, None, None, False, routed, *rest)
         text, why = _key_body(head, terms, call, body)
         if text is None:
             rest = self._outline(head, terms, classified, streams, why, form).rest
@@ -191,7 +196,7 @@ class Planner:
         if idempotency_key is not None:
             index = idempotency_index(self._secret, terms.principal.scope, idempotency_key)
             unmarked = finish_key(self._hasher(head, terms, streams, asks, b"", form), text)
-        return Plan(finish_key(hasher, text), call.model, index, unmarked, asks, routed, *outline.rest)
+        return Plan(finish_key(hasher, text), call.model, index, unmarked, asks, routed, *rest)
 
     def _route(self, head: RequestHead, terms: Terms, models: Models, name: str) -> Routed | None:
         """Where requests for this model may go. Raises ``ProxyError(FORBIDDEN)``, anew each time."""
@@ -349,7 +354,16 @@ def _lifetimes(rules: RouteRules, form: _Form | None) -> Lifetimes:
     kept = form.cache_class if form is not None else None
     if kept is None:
         return Lifetimes(rules.ttl_s, rules.stale_while_revalidate_s, rules.stale_if_error_s)
-    return Lifetimes(kept.ttl_s, kept.stale_while_revalidate_s, kept.stale_if_error_s)
+    return Lifetimes(kept.ttl_s, kept.stale_while_revalidate_s, kept.stale_if_error_s, kept.oldest_s)
+
+
+def _user_of(shaped: Shaped) -> bytes:
+    """Whose share of the cache the answer takes."""
+    kept = shaped.cache_class
+    if kept is None or kept.scope != USER or not shaped.user:
+        return b""
+    said = shaped.user.encode("utf-8", "surrogatepass")
+    return blake2b(said, digest_size=16, person=b"sf/user").digest()
 
 
 def _is_encoded(head: RequestHead) -> bool:

@@ -14,6 +14,7 @@ from proxy.config.catalog import Catalog
 from proxy.config.feature_flags import FEATURES, GUARD, is_on
 from proxy.config.guards import Guard, GuardSet, make_guard_set
 from proxy.config.principal import Principal
+from proxy.config.tiers import has_virtual
 from proxy.policy.turns import Turns
 from proxy.protocol.routes import Route
 
@@ -66,7 +67,7 @@ def make_policies(catalog: Catalog, principal: Principal, route: Route) -> Polic
         name: catalog.flags.percent(name, tenant=tenant, route=route.name, key_id=principal.key_id)
         for name in (*FEATURES, *(GUARD + guard.name for guard in savings.guards))
     }
-    meant = tuple(guard for guard in savings.guards if _is_for(guard, principal.key_id, tenant, route.name))
+    meant = tuple(guard for guard in savings.guards if is_for(guard, principal.key_id, tenant, route.name))
     policies = Policies(
         savings.patterns,
         savings.classes,
@@ -77,7 +78,8 @@ def make_policies(catalog: Catalog, principal: Principal, route: Route) -> Polic
         tuple((name, percent) for name, percent in percents.items() if 0.0 < percent < 100.0),
     )
     policies = _without(policies, {name for name, percent in percents.items() if percent <= 0.0})
-    return policies if any(policies[:-1]) else None
+    # A virtual model that is switched off still has to stand for its baseline.
+    return policies if any(policies[:-1]) or has_virtual(savings.tiers) else None
 
 
 def make_unit(principal: Principal, turns: Turns | None, body: bytes) -> bytes:
@@ -89,7 +91,7 @@ def make_unit(principal: Principal, turns: Turns | None, body: bytes) -> bytes:
     return blake2b(principal.scope + said, digest_size=16, person=b"sf/unit").digest()
 
 
-def _is_for(guard: Guard, key_id: str, tenant: str, route: str) -> bool:
+def is_for(guard: Guard, key_id: str, tenant: str, route: str) -> bool:
     """Whether the catalog puts this guard before such requests. Keys and tenants are alternatives."""
     if guard.routes and route not in guard.routes:
         return False

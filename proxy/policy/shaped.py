@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from proxy.config.guards import GuardSet
 from proxy.protocol.answer import AnswerHead
@@ -17,15 +17,18 @@ class Shaped:
 
     __slots__ = (
         "answer",
+        "answer_tokens",
         "baseline",
         "cache_class",
         "flagged",
         "guards",
+        "own",
         "pattern",
         "pruned_messages",
         "pruned_tokens",
         "shadow",
         "slimmed_tokens",
+        "spared",
         "summarised",
         "tier",
         "tier_why",
@@ -37,6 +40,8 @@ class Shaped:
         """Name of the rule that answers."""
         self.answer: tuple[AnswerHead, bytes] | None = None
         """That answer."""
+        self.answer_tokens = 0
+        """Of that answer's text; estimated."""
         self.tier = ""
         """Chosen by complexity; in shadow mode: that would have been."""
         self.tier_why: tuple[str, ...] = ()
@@ -57,3 +62,7 @@ class Shaped:
         self.guards: GuardSet | None = None
         self.flagged: tuple[str, ...] = ()
         """Guards that found something and were told to say so only."""
+        self.own = False
+        """A request of the proxy's own, such as for a summary: without policies there would be none."""
+        self.spared: Any = None
+        """What all this saved (`accounting.spared.Spared`); written by `policy_books` when the answer is known."""

@@ -17,13 +17,14 @@ RESPONSES: Final = "responses"
 CONVERSATIONS: Final = frozenset((CHAT, MESSAGES, RESPONSES))
 """Routes whose requests are conversations."""
 
-_TEXTS: Final = frozenset(("text", "input_text", "output_text"))
-_MEDIA: Final = frozenset((
+# Tuples, as a stranger may say a list where a word is meant, which has no hash.
+_TEXTS: Final = ("text", "input_text", "output_text")
+_MEDIA: Final = (
     *("image_url", "input_image", "image", "input_audio", "audio", "file", "input_file", "document"),
     *("image_file", "document_url"),
-))  # fmt: skip
-_SYSTEM: Final = frozenset(("system", "developer"))
-_CALLS: Final = frozenset(("function_call", "custom_tool_call", "computer_call", "local_shell_call", "mcp_call"))
+)
+_SYSTEM: Final = ("system", "developer")
+_CALLS: Final = ("function_call", "custom_tool_call", "computer_call", "local_shell_call", "mcp_call")
 
 
 class Turn(NamedTuple):

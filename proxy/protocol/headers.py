@@ -201,6 +201,7 @@ _REQUEST_VERDICTS: Final = _Verdicts(
 
 MAX_VARIANT_BYTES: Final = 128
 MAX_IDEMPOTENCY_KEY_BYTES: Final = 255
+MAX_TIER_BYTES: Final = 64
 
 
 @dataclass(slots=True)
@@ -221,21 +222,27 @@ class Controls:
     """``on``, ``off``, ``refresh`` or ``only``."""
     cache_ttl_s: float | None = None
     idempotency_key: bytes | None = None
+    tier: str = ""
+    """The tier of a virtual model that is to answer."""
     retry_count: int = 0
     """How often the SDK says it tried before."""
     patience_s: float | None = None
     """How long the SDK will wait for the next byte."""
+    prune: bool = True
+    """Messages may fall out of a long conversation; ``off`` forbids it."""
 
 
 _SHARE_WORDS: Final = (b"off", b"retry", b"on")
 _CACHE_WORDS: Final = (b"off", b"only", b"refresh", b"on")
+_PRUNE_WORDS: Final = (b"off",)
 
 
 def parse_controls(head: RequestHead) -> Controls:
     """Read the headers that steer the proxy (COALESCING 2.10).
 
     An unknown or malformed value counts as absent. Raises ``ProxyError`` ``BAD_REQUEST`` for a variant or an
-    idempotency key that is too long: to leave it out would share what the client wants kept apart.
+    idempotency key that is too long: to leave it out would share what the client wants kept apart; and for such a
+    tier, because there is none.
     """
     headers = head.headers
     controls = Controls()
@@ -256,8 +263,12 @@ def parse_controls(head: RequestHead) -> Controls:
         controls.variant = _bounded(headers, b"x-sameflight-variant", MAX_VARIANT_BYTES)
     if b"x-sameflight-cache" in headers:
         controls.cache = _strictest(headers[b"x-sameflight-cache"], _CACHE_WORDS)
+    if b"x-sameflight-tier" in headers:
+        controls.tier = _bounded(headers, b"x-sameflight-tier", MAX_TIER_BYTES).strip().lower().decode("latin-1")
     if b"x-sameflight-cache-ttl" in headers:
         controls.cache_ttl_s = _seconds(headers[b"x-sameflight-cache-ttl"])
+    if b"x-sameflight-prune" in headers:
+        controls.prune = _strictest(headers[b"x-sameflight-prune"], _PRUNE_WORDS) is None
     return controls
 
 

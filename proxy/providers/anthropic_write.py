@@ -20,11 +20,21 @@ from proxy.protocol.conversation import (
 )
 from proxy.protocol.message import HeaderList
 from proxy.providers.anthropic_read import FAMILY
-from proxy.providers.base import JSON_HEADERS, Draft, Encoding, Fields, Form, dump, parse_arguments, refuse, short_id
+from proxy.providers.base import (
+    ANTHROPIC_VERSION,
+    JSON_HEADERS,
+    Draft,
+    Encoding,
+    Fields,
+    Form,
+    dump,
+    parse_arguments,
+    refuse,
+    short_id,
+)
 from proxy.providers.marks import cache_control
 from proxy.providers.media import text_of_media
 
-DEFAULT_VERSION: Final = "2023-06-01"
 JSON_TOOL: Final = "json_output"
 
 _TOOL_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
@@ -70,7 +80,7 @@ def write_messages(conversation: Conversation, form: Form) -> Encoding:
 
 
 def message_headers(form: Form) -> HeaderList:
-    return [*JSON_HEADERS, (b"anthropic-version", (form.version or DEFAULT_VERSION).encode())]
+    return [*JSON_HEADERS, (b"anthropic-version", (form.version or ANTHROPIC_VERSION).encode())]
 
 
 def _limit_of(draft: Draft, form: Form) -> Any:

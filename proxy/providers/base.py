@@ -29,6 +29,9 @@ from proxy.protocol.message import HeaderList, ResponseHead
 
 Fields = dict[str, Any]
 
+ANTHROPIC_VERSION: Final = "2023-06-01"
+"""Of the Messages API, where the catalog says no other."""
+
 JSON_HEADERS: Final[HeaderList] = [(b"content-type", b"application/json")]
 MAX_REPORTED: Final = 64
 """Distinct names of left-out fields that are told; a request cannot make the list longer."""

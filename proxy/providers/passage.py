@@ -7,6 +7,7 @@ operation exists in one dialect only and is relayed to targets that speak it, wi
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Final, NamedTuple
 from urllib.parse import quote
 
@@ -18,7 +19,6 @@ from proxy.protocol.message import HeaderList
 from proxy.protocol.routes import Dialect
 from proxy.providers.base import Encoding, Fields, Form, Provider
 from proxy.providers.relay import relay_body
-from proxy.providers.responses import AzureResponses
 from proxy.providers.translation import Translation, encode
 
 GENERATIONS: Final = frozenset(("chat.completions", "messages", "responses"))
@@ -28,7 +28,6 @@ GENERATIONS: Final = frozenset(("chat.completions", "messages", "responses"))
 _OPENAI_LIKE: Final = frozenset(("openai", "azure", "compatible", "mistral", "responses"))
 _OPENAI_ITSELF: Final = frozenset(("openai", "azure", "responses"))
 _MISTRAL: Final = frozenset(("mistral", "compatible"))
-_AZURE_RESPONSES: Final = AzureResponses()
 _SERVED: Final = {
     "messages.count_tokens": frozenset(("anthropic",)),
     "responses.input_tokens": _OPENAI_ITSELF,
@@ -56,6 +55,14 @@ class Passage(NamedTuple):
     """``None``: bytes go through as they are, both ways."""
     reported: tuple[str, ...]
     """Fields of the caller's request that had no place there."""
+
+
+@cache
+def _azure_responses() -> Provider:
+    """Imported when it is asked for, as all dialects are (`kinds`)."""
+    from proxy.providers.responses import AzureResponses
+
+    return AzureResponses()
 
 
 class Passages:
@@ -89,7 +96,7 @@ class Passages:
         serves_itself = plan.route.name == "responses" and kind in _OPENAI_ITSELF
         provider = self._providers[kind]
         if serves_itself:
-            provider = _AZURE_RESPONSES if kind == "azure" else self._providers["responses"]
+            provider = _azure_responses() if kind == "azure" else self._providers["responses"]
         if provider.wire == self.caller.wire:
             return self._relay(provider, provider.relay_request(self._body, self._fields, form))
         if self._conversation is None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from proxy.accounting.record import UsageRecord
+from proxy.config.flag_changes import FlagChange, FlagEdit, FlagMark, StoredFlags
 from proxy.config.keys import Allowance, Budget, KeyRecord
 
 
@@ -109,6 +110,30 @@ class Store(Protocol):
         """Call back with the newest version whenever it grew, and after every loss of news. The callback runs on the
         caller's loop and must not raise."""
 
+    # -- flags -----------------------------------------------------------------------------------------------
+
+    async def read_flags(self, seen: FlagMark | None = None) -> StoredFlags | None:
+        """All rules; ``None`` if the last change is still the one of ``seen``."""
+
+    async def change_flags(self, edits: Sequence[FlagEdit], *, who: str, why: str = "") -> list[FlagChange]:
+        """Make the rules what the edits say, all or none, and write down by whom and why: one change, of which one
+        record for each rule comes back that became another. Where none did there is no change.
+        ``StoreError("invalid", transient=False)`` for more than `flag_changes.MAX_RULES` rules in all."""
+
+    async def replace_flags(self, edits: Sequence[FlagEdit], *, who: str, why: str = "") -> list[FlagChange]:
+        """The same, and rules that the edits do not name go."""
+
+    async def roll_back_flags(self, to: int | None = None, *, who: str, why: str = "") -> list[FlagChange]:
+        """Make all rules what they were after change ``to`` (0: before any), or before the change whose rules hold
+        now: another rollback without ``to`` goes one change further. It is a change itself.
+        ``StoreError("unknown_change", transient=False)`` where there is no such change."""
+
+    async def list_flag_changes(
+        self, *, before: int | None = None, name: str = "", limit: int = 100
+    ) -> list[FlagChange]:
+        """What was changed, the newest of ``limit`` changes first, from the one before ``before``; with ``name``
+        only that flag's rules."""
+
     # -- budgets ---------------------------------------------------------------------------------------------
 
     async def lease(
@@ -155,13 +180,20 @@ class Store(Protocol):
     async def report(self, name: str, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Run one of the named reports of `store.sql`; ``StoreError("unknown_report", transient=False)`` for another.
 
-        ``usage``: one row for each ``by`` (``day``, ``key``, ``team``, ``tenant``, ``model``, ``provider``, ``route``
-        or ``all``) of the requests admitted from ``since`` up to and without ``until`` (Unix seconds; days are UTC).
-        ``key_id``, ``tenant``, ``team`` and ``model`` leave out all others where they are given and not empty;
-        ``limit`` (1000) bounds the rows. Days come in their order, others with the most requests first.
+        ``usage``: one row for each ``by`` (``day``, ``key``, ``team``, ``tenant``, ``model``, ``provider``,
+        ``route``, ``class``, ``tier``, ``role`` or ``all``) of the requests admitted from ``since`` up to and without
+        ``until`` (Unix seconds; days are UTC). ``key_id``, ``tenant``, ``team`` and ``model`` leave out all others
+        where they are given and not empty; ``limit`` (1000) bounds the rows. Days come in their order, others with
+        the most requests first.
         Columns: ``label`` (``2026-11-21``, a key id, …), ``requests``, ``calls`` (made upstream), ``saved_calls``
-        (followers and hits), ``input_tokens``, ``output_tokens``, ``cached_input_tokens``, ``upstream_tokens``,
-        ``saved_tokens``, ``cost_picodollars``, ``upstream_picodollars``, ``saved_picodollars``, ``errors`` (answered
-        with 500 or above, or broken off), ``refused`` (with 400 to 498), ``estimated``: all ``int``; ``p50_ms``,
-        ``p95_ms`` of the whole time and ``first_byte_p50_ms``, ``overhead_p95_ms``: ``float``.
+        (followers, hits and rules' answers), ``hits``, ``patterns``, ``input_tokens``, ``output_tokens``,
+        ``cached_input_tokens``, ``upstream_tokens``, ``saved_tokens``, ``cost_picodollars``,
+        ``upstream_picodollars``, ``saved_picodollars``, ``pruned_tokens``, ``policy_saved_picodollars``,
+        ``shadow_saved_picodollars``, ``errors`` (answered with 500 or above, or broken off), ``refused`` (with 400
+        to 498), ``estimated``: all ``int``; ``p50_ms``, ``p95_ms`` of the whole time and ``first_byte_p50_ms``,
+        ``overhead_p95_ms``: ``float``.
+
+        ``figures``: what the admin page shows, ``by`` one of `figures_sql.FIGURES`, from ``since`` up to and without
+        ``until``; ``limit`` bounds the rows. Columns are sums (``int``), ``sum_ms`` the time of all requests together
+        (``float``); ``times`` has ``requests``, ``p50_ms`` and ``p95_ms`` alone.
         """

@@ -8,9 +8,10 @@ from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
 
 from proxy.accounting.record import UsageRecord
+from proxy.config.flag_changes import FlagChange, FlagEdit, FlagMark, StoredFlags
 from proxy.config.keys import Allowance, Budget, KeyRecord
 from proxy.errors import StoreError
-from proxy.store import steps
+from proxy.store import flag_steps, steps
 from proxy.store.base import Changes, Lease, Watch
 from proxy.store.rows import Values, fitting, usage_rows
 
@@ -35,6 +36,7 @@ LOOK: Final = Work(1.0)
 READ: Final = Work(5.0)
 CHANGE: Final = Work(3.0, writes=True)
 ADD: Final = Work(3.0, writes=True, repeatable=False)
+SWITCH: Final = Work(10.0, writes=True, repeatable=False)
 MONEY: Final = Work(3.0, writes=True)
 BATCH: Final = Work(15.0, writes=True)
 REPORT: Final = Work(60.0)
@@ -127,6 +129,25 @@ class DrivenStore(ABC):
 
     async def list_allowances(self) -> list[Allowance]:
         return await self._run(steps.list_allowances, READ)
+
+    # -- flags -----------------------------------------------------------------------------------------------
+
+    async def read_flags(self, seen: FlagMark | None = None) -> StoredFlags | None:
+        return await self._run(partial(flag_steps.read_flags, seen), READ)
+
+    async def change_flags(self, edits: Sequence[FlagEdit], *, who: str, why: str = "") -> list[FlagChange]:
+        return await self._run(partial(flag_steps.change_flags, tuple(edits), who, why), SWITCH)
+
+    async def replace_flags(self, edits: Sequence[FlagEdit], *, who: str, why: str = "") -> list[FlagChange]:
+        return await self._run(partial(flag_steps.replace_flags, tuple(edits), who, why), SWITCH)
+
+    async def roll_back_flags(self, to: int | None = None, *, who: str, why: str = "") -> list[FlagChange]:
+        return await self._run(partial(flag_steps.roll_back_flags, to, who, why), SWITCH)
+
+    async def list_flag_changes(
+        self, *, before: int | None = None, name: str = "", limit: int = 100
+    ) -> list[FlagChange]:
+        return await self._run(partial(flag_steps.list_flag_changes, before, name, limit), READ)
 
     # -- budgets ---------------------------------------------------------------------------------------------
 

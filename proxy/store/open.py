@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from proxy.store.base import Store
 from proxy.store.sqlite import FILE, SqliteStore
+
+if TYPE_CHECKING:
+    from proxy.store.postgres_cache import CacheDatabase
 
 
 def open_store(database_url: str, state_dir: Path, *, migrate: bool = True, **options: Any) -> Store:
@@ -23,3 +26,10 @@ def open_store(database_url: str, state_dir: Path, *, migrate: bool = True, **op
     if database_url:
         raise ValueError("the database's URL begins with postgresql:// or is empty")
     return SqliteStore(state_dir / FILE, migrate=migrate, **options)
+
+
+def open_cache_database(url: str, connections: int) -> CacheDatabase:
+    """The database of a ``SAMEFLIGHT_CACHE_URL`` of PostgreSQL, not connected yet."""
+    from proxy.store.postgres_cache import CacheDatabase
+
+    return CacheDatabase(url, connections)

@@ -109,7 +109,7 @@ def _fit(value: Any, kind: str) -> Any:
 
 def report_of(row: Row) -> dict[str, Any]:
     """Times stay floats, all other numbers are whole ones, whatever type the database sums in."""
-    return {name: value if name == "label" else _number(name, value) for name, value in dict(row).items()}
+    return {name: value if name in ("label", "kind") else _number(name, value) for name, value in dict(row).items()}
 
 
 def _number(name: str, value: Any) -> int | float:

@@ -124,11 +124,14 @@ LIST_KEYS_OF_TENANTS_TEAM: Final = _statement(
 NEWEST_VERSION: Final = _statement(
     "newest_version",
     "SELECT greatest((SELECT coalesce(max(version), 0) FROM api_keys),"
-    " (SELECT coalesce(max(version), 0) FROM allowances)) AS version",
+    " (SELECT coalesce(max(version), 0) FROM allowances),"
+    " (SELECT coalesce(max(change), 0) FROM flag_audit)) AS version",
     "api_keys_version",
     "allowances_version",
+    "flag_audit_pkey",
     sqlite="SELECT max((SELECT coalesce(max(version), 0) FROM api_keys),"
-    " (SELECT coalesce(max(version), 0) FROM allowances)) AS version",
+    " (SELECT coalesce(max(version), 0) FROM allowances),"
+    " (SELECT coalesce(max(change), 0) FROM flag_audit)) AS version",
 )
 CHANGED_KEYS: Final = _statement(
     "changed_keys",
@@ -265,6 +268,12 @@ USAGE_COLUMNS: Final = {
     "overhead_ms": _FLOAT,
     "flight_id": _INT,
     "tags": _TEXT,
+    "tier": _TEXT,
+    "cache_class": _TEXT,
+    "pruned_tokens": _INT,
+    "policy_saved_picodollars": _INT,
+    "shadow_saved_picodollars": _INT,
+    "flagged": _TEXT,
 }
 """In the order of the fields of ``UsageRecord``."""
 
@@ -301,6 +310,9 @@ LABELS: Final = {
     "model": "model",
     "provider": "provider",
     "route": "route",
+    "class": "cache_class",
+    "tier": "tier",
+    "role": "role",
     "all": "'all'",
 }
 """What the reports can be by → what names a row."""
@@ -313,6 +325,8 @@ _CHOSEN: Final = (
 _SUMMED: Final = {
     "calls": "called",
     "saved_calls": "saved",
+    "hits": "hit",
+    "patterns": "patterned",
     "input_tokens": "input_tokens",
     "output_tokens": "output_tokens",
     "cached_input_tokens": "cached_input_tokens",
@@ -321,6 +335,9 @@ _SUMMED: Final = {
     "cost_picodollars": "cost_picodollars",
     "upstream_picodollars": "upstream_picodollars",
     "saved_picodollars": "saved_picodollars",
+    "pruned_tokens": "pruned_tokens",
+    "policy_saved_picodollars": "policy_saved_picodollars",
+    "shadow_saved_picodollars": "shadow_saved_picodollars",
     "errors": "failed",
     "refused": "refused",
     "estimated": "guessed",

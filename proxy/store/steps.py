@@ -14,6 +14,7 @@ from proxy.config.keys import Allowance, Budget, KeyRecord
 from proxy.errors import StoreError
 from proxy.store import sql
 from proxy.store.base import Changes, Lease
+from proxy.store.figures_sql import FIGURES
 from proxy.store.rows import Row, Values, allowance_of, allowance_values, key_of, key_values, report_of
 from proxy.store.windows import Window, bounds_of, window_at
 
@@ -255,6 +256,8 @@ class ReportQuery(NamedTuple):
 
 def report_query(name: str, parameters: Mapping[str, Any]) -> ReportQuery:
     """Check the name and the parameters of a report; raises ``StoreError``."""
+    if name == "figures":
+        return _figures_query(parameters)
     statements = sql.REPORTS.get(name)
     if statements is None:
         raise StoreError("unknown_report", f"there is no report {name!r}", transient=False)
@@ -267,6 +270,15 @@ def report_query(name: str, parameters: Mapping[str, Any]) -> ReportQuery:
     limit = max(1, min(int(parameters.get("limit", 1000)), MAX_REPORT_ROWS))
     chosen = tuple(parameters.get(each) or "" for each in ("key_id", "tenant", "team", "model"))
     return ReportQuery(statement, (float(parameters["since"]), float(parameters["until"]), *chosen, limit))
+
+
+def _figures_query(parameters: Mapping[str, Any]) -> ReportQuery:
+    statement = FIGURES.get(parameters.get("by", "all"))
+    if statement is None or parameters.keys() - {"since", "until", "by", "limit"}:
+        text = f"figures are by one of {', '.join(FIGURES)}, with since, until and limit"
+        raise StoreError("invalid", text, transient=False)
+    limit = max(1, min(int(parameters.get("limit", 1000)), MAX_REPORT_ROWS))
+    return ReportQuery(statement, (float(parameters["since"]), float(parameters["until"]), limit))
 
 
 def report(query: ReportQuery) -> Steps[list[dict[str, Any]]]:

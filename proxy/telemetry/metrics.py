@@ -199,6 +199,10 @@ class Metrics:
     tokens_saved_total: Counts
     cost_usd_total: Counts
     saved_usd_total: Counts
+    policy_saved_usd_total: Counts
+    policy_lost_usd_total: Counts
+    policy_saved_tokens_total: Counts
+    cache_class_requests_total: Counts
     upstream_requests_total: Counts
     upstream_duration_seconds: Histograms
     upstream_connect_errors_total: Counts

@@ -18,13 +18,16 @@ from typing import Any, Final, Protocol
 import orjson
 from aiohttp import web
 
+from proxy.edge.admin_page import ASKED_HOST, PAGE, is_page
 from proxy.workers.asking import Reply, UnansweredError, ask
 from proxy.workers.child import Child
 from proxy.workers.merge import CONTENT_TYPE, Group, Totals, series_group
+from proxy.workers.merge_live import merge_live
 
 API_S: Final = 15.0
 MAX_API_BYTES: Final = 128 * 1024
 _VIEWS: Final = ("/flights", "/targets")
+_LIVE: Final = PAGE + "/live"
 _HOP: Final = frozenset(
     ("connection", "content-length", "host", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "expect")
 )
@@ -69,6 +72,8 @@ class ParentAdmin(web.Server):
         path = request.path
         if path.startswith("/admin/"):
             return await self._forward(request)
+        if is_page(path):
+            return await self._page(request)
         if request.method not in ("GET", "HEAD"):
             return _json(405, {"error": "only GET is answered here"})
         probe = self._probes.get(path)
@@ -82,7 +87,7 @@ class ParentAdmin(web.Server):
             return _json(200, {"workers": await self._view(path)})
         if path == "/workers":
             return _json(200, self._team.describe())
-        return _json(404, {"error": "no such page", "pages": [*self._probes, "/metrics", *_VIEWS, "/workers"]})
+        return _json(404, {"error": "no such page", "pages": [*self._probes, "/metrics", *_VIEWS, "/workers", PAGE]})
 
     async def _metrics(self) -> web.Response:
         workers = self._team.serving()
@@ -105,9 +110,22 @@ class ParentAdmin(web.Server):
             for label, reply in replies.items()
         }
 
-    async def _ask_all(self, path: str, workers: dict[str, Child]) -> dict[str, Reply | str]:
+    async def _page(self, request: web.BaseRequest) -> web.Response:
+        """The admin page of one worker, whose figures are the store's and so everybody's; what is live, of all."""
+        if request.path != _LIVE or request.method != "GET":
+            return await self._forward(request)
+        replies = await self._ask_all(request.raw_path, self._team.serving(), _pass_on(request))
+        views = {label: orjson.loads(reply.body) for label, reply in replies.items() if isinstance(reply, Reply)}
+        if not views:
+            return await self._forward(request)  # whoever refuses says why
+        silent = {label: reply for label, reply in replies.items() if isinstance(reply, str)}
+        return _json(200, merge_live(views, silent))
+
+    async def _ask_all(
+        self, path: str, workers: dict[str, Child], headers: Iterable[tuple[str, str]] = ()
+    ) -> dict[str, Reply | str]:
         """Each worker's reply, or in words why there is none."""
-        replies = await asyncio.gather(*(_ask_or_say(child, path) for child in workers.values()))
+        replies = await asyncio.gather(*(_ask_or_say(child, path, headers) for child in workers.values()))
         return dict(zip(workers, replies, strict=True))
 
     async def _forward(self, request: web.BaseRequest) -> web.Response:
@@ -121,13 +139,15 @@ class ParentAdmin(web.Server):
             return _refusal(408, "request_timeout", "The request's body came too slowly.")
         if len(body) > MAX_API_BYTES:
             return _refusal(413, "too_large", "The request's body is too large.")
-        headers = [(name, value) for name, value in request.headers.items() if name.lower() not in _HOP]
+        headers = _pass_on(request)
+        # A reply to HEAD has a length and no body, which looks like one that was cut off.
+        method = "GET" if request.method == "HEAD" else request.method
         for child in [each for each in self._team.serving().values() if each.ready_now]:
             try:
                 reply = await ask(
                     child.admin_path,
                     request.raw_path,
-                    method=request.method,
+                    method=method,
                     headers=headers,
                     body=body,
                     timeout_s=API_S,
@@ -144,9 +164,16 @@ class ParentAdmin(web.Server):
         return _refusal(503, "no_worker", "No worker is ready.")
 
 
-async def _ask_or_say(child: Child, path: str) -> Reply | str:
+def _pass_on(request: web.BaseRequest) -> list[tuple[str, str]]:
+    """The fields of a request for a worker, and the name we were asked by, which no connection to it says."""
+    named = ASKED_HOST.lower()
+    kept = [(name, value) for name, value in request.headers.items() if name.lower() not in (*_HOP, named)]
+    return [*kept, (ASKED_HOST, request.headers.get("Host", ""))]
+
+
+async def _ask_or_say(child: Child, path: str, headers: Iterable[tuple[str, str]] = ()) -> Reply | str:
     try:
-        reply = await ask(child.admin_path, path)
+        reply = await ask(child.admin_path, path, headers=headers)
     except UnansweredError as error:
         return str(error)
     return reply if reply.status == 200 else f"status {reply.status}"

@@ -10,6 +10,7 @@ from proxy.cache.memory import BoundedMemory
 from proxy.cache.recording import Codec, Recording
 from proxy.cache.shared import AiocacheShared, Bounds, NoSharedCache, SharedCache, make_shared_cache
 from proxy.clock import Clock
+from proxy.store.open import open_cache_database
 from tests.fakes.clock import FrozenClock
 from tests.fakes.gates import wait_until
 
@@ -76,14 +77,17 @@ def recording(clock: Clock, body: bytes = b"x", **options: object) -> Recording:
     return Recording(200, [(b"content-type", b"text/plain")], (body,), **values)
 
 
-@pytest.fixture(params=["none", "memory", "valkey"])
+@pytest.fixture(params=["none", "memory", "valkey", "postgres"])
 async def shared(request: pytest.FixtureRequest, clock: FrozenClock) -> AsyncIterator[SharedCache]:
     """Every implementation there is."""
     url = {"none": "", "memory": "memory://"}.get(request.param)
-    if url is None:
+    if request.param == "valkey":
         url = request.getfixturevalue("valkey").url
+    elif request.param == "postgres":
+        url = request.getfixturevalue("postgres_url")
     bounds = Bounds(get_s=5.0, put_s=5.0)  # the server shares its processor with other tests
-    made = make_shared_cache(url, SECRET, clock, codec=Codec(SECRET), bounds=bounds)
+    codec = Codec(SECRET)
+    made = make_shared_cache(url, SECRET, clock, codec=codec, bounds=bounds, open_database=open_cache_database)
     made.start(lambda: None)
     if isinstance(made, AiocacheShared):
         await wait_until(lambda: made.up, "the server was asked for its generation")

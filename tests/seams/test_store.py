@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from proxy.accounting.record import UsageRecord
+from proxy.config.flag_changes import FlagEdit
 from proxy.config.keys import MAX_BUDGET_PICODOLLARS, Allowance, Budget, Limits
 from proxy.errors import StoreError
 from proxy.store import driven, schema, sql, steps
@@ -556,6 +557,8 @@ async def test_reports_count_and_sum_by_whatever_is_asked(store: Store) -> None:
         "requests": 105,
         "calls": 102,
         "saved_calls": 2,
+        "hits": 1,
+        "patterns": 0,
         "input_tokens": 1_050,
         "output_tokens": 525,
         "cached_input_tokens": 210,
@@ -564,6 +567,9 @@ async def test_reports_count_and_sum_by_whatever_is_asked(store: Store) -> None:
         "cost_picodollars": 72_800,
         "upstream_picodollars": 73_500,
         "saved_picodollars": 700,
+        "pruned_tokens": 0,
+        "policy_saved_picodollars": 0,
+        "shadow_saved_picodollars": 0,
         "errors": 2,
         "refused": 1,
         "estimated": 1,
@@ -614,6 +620,61 @@ async def test_the_views_for_other_tools_are_there(store: Store, execute: Execut
     assert await asyncio.to_thread(execute, "SELECT count(*) FROM budget_windows") == "0"
 
 
+async def test_what_policies_did_is_kept_and_counted(store: Store, execute: Execute) -> None:
+    """A column for each; losses are below nothing, and a rule's answer is a call saved."""
+    await store.write_usage([
+        make_usage(1, role="pattern", policy_saved_picodollars=3 * 10**12, saved_tokens=9, flagged="pii,words"),
+        make_usage(2, tier="simple", cache_class="exact", pruned_tokens=70, policy_saved_picodollars=-(10**12)),
+        make_usage(3, role="hit", cache_class="exact", shadow_saved_picodollars=5 * 10**11),
+    ])  # fmt: skip
+
+    [everything] = await store.report("usage", {**ALWAYS, "by": "all"})
+    by_class = {row["label"]: row["hits"] for row in await store.report("usage", {**ALWAYS, "by": "class"})}
+    by_tier = {row["label"]: row["requests"] for row in await store.report("usage", {**ALWAYS, "by": "tier"})}
+    by_role = {row["label"]: row["requests"] for row in await store.report("usage", {**ALWAYS, "by": "role"})}
+    view = "SELECT calls, saved_calls, hits, patterns, pruned_tokens, policy_saved_usd, shadow_saved_usd FROM usage_daily"
+    daily = await asyncio.to_thread(execute, view)
+    flagged = await asyncio.to_thread(execute, "SELECT flagged FROM usage_requests WHERE flagged <> ''")
+    monthly = await asyncio.to_thread(execute, "SELECT patterns, policy_saved_usd FROM usage_monthly")
+
+    assert (everything["calls"], everything["saved_calls"], everything["patterns"], everything["hits"]) == (1, 2, 1, 1)
+    assert everything["policy_saved_picodollars"] == 2 * 10**12
+    assert everything["shadow_saved_picodollars"] == 5 * 10**11
+    assert everything["pruned_tokens"] == 70
+    assert (by_class, by_tier) == ({"exact": 1, "": 0}, {"simple": 1, "": 2})
+    assert by_role == {"pattern": 1, "leader": 1, "hit": 1}
+    assert [float(each) for each in daily.split("|")] == [1, 2, 1, 1, 70, 2.0, 0.5]
+    assert flagged == "pii,words"
+    assert [float(each) for each in monthly.split("|")] == [1, 2.0]
+
+
+async def test_rows_of_an_older_schema_are_there_after_it_was_brought_up_to_date(
+    make_store: StoreMaker, execute: Execute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the new columns empty; who may read the views before may read them then."""
+    kinds = {kind: schema.migrations(kind) for kind in sql.KINDS}
+    columns = "request_id, at, key_id, tenant, team, provider, route, model, role, outcome, status, streams, estimated,"
+    counts = "input_tokens, output_tokens, cached_input_tokens, upstream_tokens, saved_tokens, cost_picodollars,"
+    rest = "upstream_picodollars, saved_picodollars, first_byte_ms, total_ms, overhead_ms, flight_id, tags"
+    texts = "'r1', 1000, 'k', 't', 'm', 'p', 'c', 'x', 'leader', 'ok', 200, true, false,"
+    with monkeypatch.context() as patch:
+        patch.setattr(schema, "migrations", lambda kind: kinds[kind][:4])
+        older = await make_store()
+        await asyncio.to_thread(
+            execute,
+            f"INSERT INTO usage ({columns} {counts} {rest}) VALUES ({texts} 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, '');"
+            " SELECT 1",
+        )
+        await older.close()
+
+    newer = await make_store()
+    [row] = await newer.report("usage", {**ALWAYS, "since": 0.0, "by": "class"})
+    kept = await asyncio.to_thread(execute, "SELECT role, cost_picodollars, day, tier, pruned_tokens FROM usage_requests")
+
+    assert (row["label"], row["requests"], row["cost_picodollars"], row["policy_saved_picodollars"]) == ("", 1, 6, 0)
+    assert kept == "leader|6|1970-01-01||0"
+
+
 # -- schema and life -------------------------------------------------------------------------------------------
 
 
@@ -649,8 +710,8 @@ async def test_a_migration_that_fails_leaves_nothing_behind(
 ) -> None:
     """The schema stays at the version before it, and the next attempt begins there."""
     script = "CREATE TABLE half (x integer);\nCREATE TABLE api_keys (x integer);\n"
-    broken = schema.Migration(5, "0005_broken.sql", script)
     kinds = {kind: schema.migrations(kind) for kind in sql.KINDS}
+    broken = schema.Migration(len(kinds["sqlite"]) + 1, "9999_broken.sql", script)
     with monkeypatch.context() as patch:
         patch.setattr(schema, "migrations", lambda kind: (*kinds[kind], broken))
         with pytest.raises(StoreError):
@@ -658,7 +719,7 @@ async def test_a_migration_that_fails_leaves_nothing_behind(
 
     store = await make_store()
 
-    assert store.describe()["schema_version"] == 4
+    assert store.describe()["schema_version"] == len(kinds["postgres"])
     await asyncio.to_thread(execute, "CREATE TABLE half (x integer); SELECT 1")
 
 
@@ -692,7 +753,7 @@ async def test_a_store_tells_about_itself_and_no_secret(store: Store, database_u
     """For the admin port."""
     about = store.describe()
 
-    assert (about["answers"], about["schema_version"]) == (True, 4)
+    assert (about["answers"], about["schema_version"]) == (True, len(schema.migrations("postgres")))
     assert "not-a-secret" not in repr(about)
 
 
@@ -723,6 +784,10 @@ async def test_the_conformance_suite_runs_every_statement(store: Store, monkeypa
     await store.expired_leases()
     await store.settle_dead(ACCOUNT, HOLDER)
     await store.spent(ACCOUNT, DAY)
+    await store.change_flags([FlagEdit("tiers", "global", "", 0.0)], who="x")
+    await store.roll_back_flags(who="x")
+    await store.list_flag_changes()
+    await store.list_flag_changes(name="tiers")
     await store.write_usage([make_usage(1)])
     for by in sql.LABELS:
         await store.report("usage", {**ALWAYS, "by": by})

@@ -16,7 +16,7 @@ import pytest
 
 from proxy.config.keys import Allowance, Budget
 from proxy.errors import StoreError
-from proxy.store import sql
+from proxy.store import schema, sql
 from proxy.store.postgres import PostgresStore
 from proxy.store.postgres_errors import Fate, verdict_on
 from tests.fakes import databases
@@ -131,7 +131,7 @@ async def test_a_store_that_could_not_be_opened_opens_itself_later(private_postg
 
     await answers_again(store)
 
-    assert store.describe()["schema_version"] == 4
+    assert store.describe()["schema_version"] == len(schema.migrations("postgres"))
     await store.close()
 
 
@@ -591,6 +591,10 @@ _VALUES: dict[str, dict[int, Any]] = {
     "valid_name": {1: "tenant 5", 2: "name 5", 3: 1.0, 4: ""},
     "billed": {1: "req_000000000005", 2: "req_000000000005g", 3: 0.0, 4: 1e12, 5: "tenant", 6: "acme"},
     "expired_leases": {1: 1_000.0, 2: 100},
+    "was_after": {1: 99_900},
+    "last_change": {1: 99_900},
+    "list_changes": {1: 99_900, 2: 100},
+    "list_changes_of": {1: 99_900, 2: 100, 3: "guard:7"},
 }
 
 
@@ -638,7 +642,10 @@ _MANY_BUDGETS = (
     "INSERT INTO budgets SELECT 'key:' || n, '2025-11', 0, 0, 1 FROM generate_series(1, 50000) n;"
     "INSERT INTO leases SELECT 'key:' || n, 'req_' || n % 7, '2025-11', 10, n % 2 * 10, 0, n"
     " FROM generate_series(1, 50000) n;"
-    "INSERT INTO allowances SELECT 'team', 'acme/' || n, 0, 0, 0, NULL, NULL, n FROM generate_series(1, 20000) n"
+    "INSERT INTO allowances SELECT 'team', 'acme/' || n, 0, 0, 0, NULL, NULL, n FROM generate_series(1, 20000) n;"
+    "INSERT INTO flags SELECT 'tiers', 'tenant', 'tenant ' || n, 0 FROM generate_series(1, 10000) n;"
+    "INSERT INTO flag_audit SELECT n, 'guard:' || n % 100, 'tenant', 'tenant ' || n % 1000, 0, 100, n, 'x', '', NULL"
+    " FROM generate_series(1, 100000) n"
 )
 
 
@@ -653,7 +660,7 @@ async def test_with_a_million_rows_every_statement_uses_its_index(
     fill = f"{keys}; {rows}; {_MANY_BUDGETS}; ANALYZE"
     await asyncio.to_thread(postgres.psql, fill, postgres_url.rpartition("/")[2])
     connection = await asyncpg.connect(postgres_url, statement_cache_size=0)
-    whole = {"list_allowances"}  # reads all there is
+    whole = {"list_allowances", "list_flags"}  # read all there is
 
     wrong = {}
     for statement in sql.ALL.values():

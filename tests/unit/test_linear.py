@@ -22,6 +22,15 @@ def test_matches_do_not_overlap_and_are_bounded() -> None:
     assert Expression("a*").find(b"aa b aaa a", 2) == [(0, 2), (5, 8)]
 
 
+def test_named_groups_say_what_they_took_of_a_whole_match() -> None:
+    """One that took no part is left out."""
+    expression = Expression(r"(?P<who>\w+) is (?:(?P<what>\pL+)|(?P<year>\d+))")
+    assert expression.names == {"who", "what", "year"}
+    assert expression.groups("it is grün".encode()) == {"who": "it", "what": "grün"}
+    assert expression.groups(b"it is 2026") == {"who": "it", "year": "2026"}
+    assert expression.groups(b"it is 2026!") is None
+
+
 def test_a_pattern_may_have_to_match_the_whole_text() -> None:
     """Search and whole match are different questions."""
     assert Expression("hi", ignore_case=True).matches_whole(b"HI")

@@ -115,6 +115,18 @@ def test_a_record_of_a_later_version_is_read_as_far_as_it_is_known() -> None:
     assert decode_close(encode([*fields, "something new"])) == record
 
 
+def test_a_record_of_an_earlier_version_is_read_with_what_it_lacks_left_empty() -> None:
+    """A process that was updated brings home what the old one left: rows without policies."""
+    record = make_record(1)
+    fields = [getattr(record, name) for name in record.__struct_fields__]
+    found = decode_close(encode(fields[: record.__struct_fields__.index("tier")]))
+
+    assert found == record
+    assert found is not None
+    assert (found.tier, found.cache_class, found.pruned_tokens, found.flagged) == ("", "", 0, "")
+    assert found.policy_saved_picodollars == found.shadow_saved_picodollars == 0
+
+
 @pytest.mark.parametrize("payload", [b"", b"\xc1", encode([]), encode({"request_id": "x"}), encode(["id", "time"])])
 def test_a_payload_of_an_unknown_shape_is_no_record(payload: bytes) -> None:
     """And no exception either: a checksum says that it is whole, not that it is understood."""

@@ -99,13 +99,41 @@ def test_keys_are_reported_by_name_and_compared_with_themselves(env: dict[str, s
     assert report["lines"][1]["day_before"]["requests"] == 4
 
 
-@pytest.mark.parametrize("by", ["team", "tenant", "model", "provider", "route"])
+@pytest.mark.parametrize("by", ["team", "tenant", "model", "provider", "route", "class", "tier", "role"])
 def test_every_grouping_adds_up(env: dict[str, str], by: str) -> None:
     """Whatever the lines are about."""
     report = json.loads(usage(env, "--by", by, "--last", "30d", "--format", "json")[1])
 
     assert report["by"] == by
     assert sum(line["requests"] for line in report["lines"]) == report["total"]["requests"] == 34
+
+
+def test_what_policies_saved_has_columns_of_its_own_where_there_is_any(env: dict[str, str]) -> None:
+    """Rules' answers count as calls saved, hits are told by class, money is not mixed with what sharing saved."""
+    before = usage(env, "--by", "class", "--last", "1h")[1]
+    add(env, [
+        make_usage(90, at=NOW - 5, role="pattern", policy_saved_picodollars=2 * 10**12, saved_tokens=9),
+        make_usage(91, at=NOW - 5, role="hit", cache_class="exact", saved_picodollars=10**12),
+        make_usage(92, at=NOW - 5, cache_class="exact", tier="simple", shadow_saved_picodollars=3 * 10**12,
+                   policy_saved_picodollars=-(10**12), pruned_tokens=1_500),
+    ])  # fmt: skip
+
+    lines = [line.split() for line in usage(env, "--by", "class", "--last", "1h")[1].splitlines()]
+    report = json.loads(usage(env, "--by", "class", "--last", "1h", "--format", "json")[1])
+
+    assert "policies" not in before
+    titles = "cost cost saved policies saved shadow saved patterns hits pruned errors p50"
+    assert " ".join(lines[0][8:]).startswith(titles)
+    unclassed, exact, total = lines[1:4]
+    assert unclassed[:3] == ["-", "11", "54.5%"]
+    assert exact[:3] == ["exact", "2", "50.0%"]
+    assert exact[6:11] == ["$1.00", "-$1.00", "$3.00", "0.0%", "50.0%"]
+    assert total[7] == "$1.00"
+    classes = {line["label"]: line for line in report["lines"]}
+    assert classes["exact"]["hit_share"] == 0.5
+    assert classes["exact"]["pruned_tokens"] == 1_500
+    assert classes[""]["policy_saved_usd"] == 2.0
+    assert classes["exact"]["shadow_saved_usd"] == 3.0
 
 
 def test_a_spreadsheet_gets_flat_columns_and_no_formulas(env: dict[str, str]) -> None:

@@ -267,7 +267,10 @@ def test_the_json_schema_knows_every_section_and_route():
     """Editors check the file with it."""
     schema = json.loads(json.dumps(json_schema()))
     file = schema["$defs"]["CatalogFile"]
-    assert {"providers", "models", "aliases", "routes", "prices", "placeholder_keys"} == set(file["properties"])
+    assert set(file["properties"]) == {
+        *("providers", "models", "aliases", "routes", "prices", "placeholder_keys"),
+        *("patterns", "cache_classes", "tiers", "pruning", "slimming", "guards", "flags"),
+    }
     assert file["additionalProperties"] is False
     assert sorted(ROUTE_NAMES) == file["properties"]["routes"]["propertyNames"]["enum"]
     assert schema["$defs"]["PriceFile"]["required"] == ["input"]

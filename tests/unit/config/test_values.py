@@ -157,6 +157,8 @@ def test_a_base_url_survives_being_written(url):
         "valkeys://cache.example",
         "unix:///run/valkey/valkey.sock",
         "unix://user:secret@/run/valkey.sock?db=2",
+        "postgresql://user:p%40ss@db.example:5432/name?sslmode=require",
+        "postgres:///name?host=/run/postgresql",
     ],
 )
 def test_a_cache_url_names_a_server_or_memory(url):
@@ -188,6 +190,8 @@ def test_a_cache_url_names_a_server_or_memory(url):
         "unix:///",
         "unix://relative/path",
         "unix:///run/x?timeout=60",
+        "postgresql://",
+        "postgresql:hunter2",
     ],
 )
 def test_a_cache_url_that_is_none_is_refused_without_repeating_it(url):

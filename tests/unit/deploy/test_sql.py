@@ -161,6 +161,39 @@ async def test_a_projection_is_what_was_spent_and_the_pace_until_the_month_ends(
     assert float(rows["other"]["month_usd"]) == 2
 
 
+async def test_the_admin_pages_split_of_today_is_all_of_today(database: asyncpg.Connection) -> None:
+    """By how requests were answered; the first row is the sum of the others."""
+    rows = {row["answered_by"]: row for row in await ask(database, "dashboard_today.sql")}
+
+    assert {kind: row["requests"] for kind, row in rows.items()} == {"(all)": 5, "call": 3, "joined": 1, "hit": 1}
+    assert float(rows["call"]["share_percent"]) == 60
+    assert float(rows["(all)"]["share_percent"]) == 100
+    assert (float(rows["(all)"]["cost_usd"]), float(rows["(all)"]["saved_usd"])) == (4, 4)
+    assert rows["(all)"]["errors"] == 1
+
+
+async def test_the_admin_pages_hours_have_the_requests_of_a_day(database: asyncpg.Connection) -> None:
+    """Those of the hour that runs are its last row."""
+    rows = await ask(database, "dashboard_hours.sql")
+
+    assert rows[-1]["requests"] == 5
+    assert (rows[-1]["hits"], rows[-1]["joined"], rows[-1]["calls"], rows[-1]["errors"]) == (1, 1, 3, 1)
+    assert float(rows[-1]["cost_usd"]) == 4
+
+
+async def test_today_is_held_against_the_same_time_of_other_days(database: asyncpg.Connection) -> None:
+    """Twice as dear as yesterday; a week ago there was nothing to compare with."""
+    rows = {row["period"]: row for row in await ask(database, "dashboard_compare.sql")}
+
+    assert list(rows) == ["today", "yesterday", "a week ago"]
+    assert [row["requests"] for row in rows.values()] == [5, 2, 0]
+    assert float(rows["today"]["without_a_call_percent"]) == 40
+    assert float(rows["today"]["error_percent"]) == 20
+    assert float(rows["today"]["usd_per_1000"]) == 800
+    assert float(rows["yesterday"]["today_costs_more_percent"]) == 100
+    assert rows["a week ago"]["today_costs_more_percent"] is None
+
+
 async def test_what_failed_comes_first(database: asyncpg.Connection) -> None:
     """With its outcome and status."""
     rows = await ask(database, "errors.sql")

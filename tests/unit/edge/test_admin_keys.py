@@ -13,7 +13,8 @@ from proxy.access.issuing import Issuer
 from proxy.access.token import is_key
 from proxy.clock import Clock
 from proxy.edge.admin import AdminServer, Health, Views
-from proxy.edge.admin_keys import MAX_BODY_BYTES, AdminApi
+from proxy.edge.admin_api import MAX_BODY_BYTES, AdminApi
+from proxy.edge.admin_keys import KeyPages
 from proxy.errors import StoreError
 from tests.fakes.client import RawClient, RawResponse
 from tests.fakes.databases import StoreMaker
@@ -30,10 +31,10 @@ def health() -> Health:
 class Rig:
     """An admin listener with its API."""
 
-    def __init__(self, store: Any, token: str = TOKEN, **options: Any) -> None:
+    def __init__(self, store: Any, token: str = TOKEN) -> None:
         self.store = store
         self.log = QuietLog()
-        self.api = AdminApi(token, Issuer(store, DIGESTER, Clock()), Clock(), self.log, **options)
+        self.api = AdminApi(token, (KeyPages(Issuer(store, DIGESTER, Clock()), Clock(), self.log),))
         views = Views(health, health, health, lambda _: (b"", "text/plain"), dict, dict)
         self.server = AdminServer(views, self.api)
         self.port = 0

@@ -26,6 +26,12 @@ def test_shared_flights_need_a_server_and_a_secret(lacking: str) -> None:
         load_settings({}, {**SERVER, "shared_flights": "on", lacking: ""})
 
 
+def test_shared_flights_need_more_than_a_database() -> None:
+    """PostgreSQL keeps answers, and has no way to hand on one that is being given."""
+    with pytest.raises(SettingsError, match="not PostgreSQL"):
+        load_settings({}, {**SERVER, "shared_flights": "on", "cache_url": "postgresql://db/name"})
+
+
 async def test_the_settings_are_the_bounds() -> None:
     """Those that have one; nothing connects before it is started."""
     said = {"shared_flights": "on", "shared_flight_timeout_ms": 10, "shared_flight_lease_s": 3}

@@ -188,6 +188,46 @@ async def test_a_large_request_to_the_admin_api_is_refused(scene: Scene) -> None
     assert response.status == 413
 
 
+# -- the admin page ----------------------------------------------------------------------------------------------
+
+LIVE = (
+    b'{"at":%d,"phase":"serving","flights":{"in_air":2,"oldest":[{"flight":1,"age_s":%d}]},"requests":{"running":1},'
+    b'"hot_cache":{"entries":3},"usage":{"pending":0},"targets":[]}'
+)
+
+
+async def test_the_page_and_its_figures_come_from_one_worker(scene: Scene) -> None:
+    """Figures are the store's and so everybody's. The worker hears by which name the parent was asked, and nobody
+    else can tell it one."""
+    for path in ("/", "/dashboard", "/dashboard/dashboard.js", "/dashboard/figures"):
+        response = await scene.ask(path, Host="figures.example", **{"x-sameflight-asked-host": "localhost"})
+        asked = scene.team.workers[0].asked.pop()
+
+        assert (response.status, response.header("x-from")) == (200, "0")
+        assert asked.startswith(b"GET %s HTTP/1.0\r\n" % path.encode())
+        assert asked.lower().count(b"x-sameflight-asked-host") == 1
+        assert b"X-Sameflight-Asked-Host: figures.example\r\n" in asked
+    head = await scene.ask("/dashboard", "HEAD")
+    assert (head.status, head.body) == (200, b"")
+    assert scene.team.workers[1].asked == []
+
+
+async def test_what_is_live_is_the_sum_of_all_workers_and_names_the_silent(scene: Scene) -> None:
+    """Each gets the token that was presented."""
+    for number, worker in enumerate(scene.team.workers[:2]):
+        worker._answer = LIVE % (100 + number, number)
+    response = await scene.ask("/dashboard/live", Authorization="Bearer t")
+    live = response.json()
+
+    assert response.status == 200
+    assert (live["flights"]["in_air"], live["requests"]["running"], live["hot_cache"]["entries"]) == (4, 2, 6)
+    assert [flight["worker"] for flight in live["flights"]["oldest"]] == ["1", "0"]
+    assert live["at"] == 101
+    assert live["workers"] == {"0": "", "1": "", "2": "timeout", "3": live["workers"]["3"]}
+    assert live["workers"]["3"]
+    assert all(b"\r\nAuthorization: Bearer t\r\n" in worker.asked[0] for worker in scene.team.workers[:2])
+
+
 # -- what a worker is told ---------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,1 @@
+"""What the savings save: a seeded day of chat, replayed with each policy on and off."""

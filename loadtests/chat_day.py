@@ -80,7 +80,7 @@ class ChatDay:
 
     # Mutable state: everything that is made when it is entered; `requests` counts.
     def __init__(self, *, seed: int = 1, scale: float = 1.0, token: str = TOKEN, **settings: object) -> None:
-        """``scale`` 1 is some two thousand requests."""
+        """``scale`` 1 is some three thousand requests."""
         self._random = random.Random(seed)
         self._scale = scale
         self._settings = {"admin_token": token, **settings}
@@ -123,9 +123,9 @@ class ChatDay:
 
     async def live(self) -> None:
         """A week ago, yesterday, and the last day hour by hour; then until all of it is in the store."""
-        for days_ago, share in ((7, 0.7), (6, 0.9), (2, 0.8), (1, 0.85)):
-            for hours_ago in (10, 6, 3, 1):
-                await self._hour(-days_ago * _DAY_S - hours_ago * _HOUR_S, share * 0.5)
+        for days_ago, share in ((7, 0.7), (6, 0.2), (2, 0.2), (1, 0.9)):
+            for hours_ago in range(0, 20, 4):
+                await self._hour(-days_ago * _DAY_S - hours_ago * _HOUR_S, 4 * share)
         for hours_ago in range(23, -1, -1):
             await self._hour(-hours_ago * _HOUR_S, 1.0)
         self.clock.shift_s = 0.0

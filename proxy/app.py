@@ -36,12 +36,12 @@ from proxy.edge.websocket import SocketRelay
 from proxy.errors import Kind, ProxyError
 from proxy.exposure import expose
 from proxy.fleet import Fleet
-from proxy.guarding import Guarding
 from proxy.flight.idempotency import IdempotencyIndex
 from proxy.flight.limits import Limits
 from proxy.flight.runner import TaskRunner
 from proxy.flight.table import Table
 from proxy.formation.make import make_formation
+from proxy.guarding import Guarding
 from proxy.janitor import Janitor
 from proxy.live import make_page
 from proxy.pipeline import Pipeline
@@ -146,8 +146,7 @@ class App:
             GateLimits(settings.shed_after_ms / 1e3, settings.shed_target_ms / 1e3),
         )
         self.turns = Turns(loop, clock, self.gate.observe)
-        self.shaper = Shaper(clock)
-        self.shaper.vetting = self.guarding.vetting
+        self.shaper = Shaper(clock, self.guarding.vetting)
         self.pipeline = Pipeline(
             clock=clock,
             catalogs=self.catalogs,

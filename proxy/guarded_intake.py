@@ -149,11 +149,11 @@ class GuardedIntake(Intake):
             self.pause()
 
     def pause(self) -> None:
-        """Make the upstream wait."""
+        """Make the upstream wait. Asked for with each read beyond a bound, as the flight may have let it go on."""
         producer = self.flight.producer
-        if self._pausing is None and producer is not None:
+        if producer is not None:
+            self._totals.paused += self._pausing is None
             self._pausing = producer
-            self._totals.paused += 1
             producer.pause()
 
     def resume(self) -> None:
@@ -202,8 +202,8 @@ class GuardedIntake(Intake):
     def _choose(self, stages: Stages, head: ResponseHead) -> ResponseHead | None:
         """How this answer is judged; the head that is to be let through now."""
         route, kind = self._plan.route, head.get(b"content-type").lower()
-        if head.status >= 300:
-            return head  # the upstream's refusal, and no answer
+        if head.status >= 300 or head.status == 204:
+            return head  # the upstream's refusal, or nothing: no answer
         encoded = head.get(b"content-encoding").lower() not in (b"", b"identity")
         streams = kind.startswith(b"text/event-stream")
         if (route.shape is Shape.BINARY and not streams and b"json" not in kind) or route.name == "embeddings":

@@ -8,10 +8,9 @@ places are offsets in bytes, because that is what RE2 works on; a place is alway
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from itertools import islice
 from typing import Any, Final
-
-import re2
 
 MAX_PATTERN_CHARS: Final = 2_000
 MAX_PROGRAM: Final = 20_000
@@ -34,6 +33,12 @@ class Expression:
         """Raises ``PatternError``."""
         self.pattern = pattern
         self._compiled = _compile(pattern, ignore_case)
+
+    @property
+    def instructions(self) -> int:
+        """Of its automaton: at worst a byte of text takes time by these."""
+        size: int = self._compiled.programsize
+        return size
 
     def search(self, text: bytes, at: int = 0) -> Span | None:
         """The leftmost match from ``at`` on."""
@@ -75,6 +80,7 @@ class ExpressionSet:
 
     def __init__(self, patterns: Sequence[str], *, ignore_case: bool = False, whole: bool = False) -> None:
         """``whole``: a pattern has to match the whole text. Raises ``PatternError``."""
+        re2 = _load()
         options = _options(ignore_case, memory_bytes=4 * _MEMORY_BYTES)
         make = re2.Set.FullMatchSet if whole else re2.Set.SearchSet
         self._set = make(options)
@@ -93,8 +99,16 @@ class ExpressionSet:
         return sorted(self._set.Match(text) or ()) if self.size else []
 
 
+@cache
+def _load() -> Any:
+    """The library: imported when the first pattern is made, as most processes have none."""
+    import re2
+
+    return re2
+
+
 def _options(ignore_case: bool, *, memory_bytes: int = _MEMORY_BYTES) -> Any:
-    options = re2.Options()
+    options = _load().Options()
     options.case_sensitive = not ignore_case
     options.max_mem = memory_bytes
     options.log_errors = False
@@ -104,6 +118,7 @@ def _options(ignore_case: bool, *, memory_bytes: int = _MEMORY_BYTES) -> Any:
 def _compile(pattern: str, ignore_case: bool) -> Any:
     if len(pattern) > MAX_PATTERN_CHARS:
         raise PatternError(f"longer than {MAX_PATTERN_CHARS} characters")
+    re2 = _load()
     try:
         compiled = re2.compile(pattern.encode(), _options(ignore_case))
     except UnicodeEncodeError:

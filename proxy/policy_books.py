@@ -69,8 +69,10 @@ def _spare_some(exchange: Exchange, report: Report, shaped: Shaped, *, payer: bo
 
 
 def find_price(catalog: Catalog, name: str) -> Price | None:
-    """What the model costs that a caller would get by this name: that of its first target."""
-    name = catalog.models.resolve(name)
+    """What the model costs that a caller would get by this name: that of its first target. A virtual model costs what
+    its baseline does."""
+    tiered = catalog.savings.tiers.get(name) if catalog.savings is not None else None
+    name = catalog.models.resolve(tiered.baseline if tiered is not None and tiered.virtual else name)
     model = catalog.models.find(name)
     if model is None:
         return catalog.prices.find(name)

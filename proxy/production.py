@@ -72,13 +72,13 @@ class Production:
         clock: Clock,
         deadlines: Deadlines,
         transport: Transport,
-        failover: Failover | None = None,
-        formation: Formation | None = None,
-        screening: Screening | None = None,
         hot: HotCache,
         shared: SharedCache,
         books: FlightBooks,
         finished: Callable[[Flight], None],
+        failover: Failover | None = None,
+        formation: Formation | None = None,
+        screening: Screening | None = None,
         connect_s: float = 5.0,
     ) -> None:
         """``failover`` carries what the catalog routes; with a ``formation`` flights are shared with other processes;

@@ -2,7 +2,8 @@
 refused. Everything here happens before the fingerprint, so that requests which become equal share a flight.
 
 The order is fixed: pattern → guards before → tier → slimming → pruning → cache class. Decisions are `policy`'s and
-`guard`'s; here they are carried out, on the exchange's call and body. Only a summary has to be waited for.
+`guard`'s; here they are carried out, on the exchange's call and body. Only a summary and a
+guard's look at a long text have to be waited for.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ class Shaper:
 
     __slots__ = ("_clock", "responder", "shortening", "tiering", "vetting")
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, vetting: Vetting | None = None) -> None:
+        """``vetting`` takes built-in guards to requests that have some."""
         self._clock = clock
         self.responder = Responder()
         self.tiering = Tiering(clock)
         self.shortening = Shortening()
-        self.vetting: Vetting | None = None
-        """Built-in guards; set by the app."""
+        self.vetting = vetting
 
     def shape(self, exchange: Exchange, terms: Terms, call: Call | None) -> Coroutine[Any, Any, None] | None:
         """Carry out ``terms.policies`` on a request that was read (``exchange.body`` and ``call`` are what it said)

@@ -69,7 +69,7 @@ class Readings(NamedTuple):
     times: Rows
     """``times`` since the first hour."""
     today_times: Rows
-    """``times`` since the day began."""
+    """``time`` since the day began: one row, or none."""
     days: Rows
     """``day`` from the first day until today, without it."""
     yesterday: Rows
@@ -85,7 +85,7 @@ def make_figures(periods: Periods, readings: Readings, targets: Targets) -> dict
     """Everything for the page."""
     today_rows = [row for row in readings.hours if row["label"] >= periods.today]
     today = _sum_up(today_rows)
-    whole = next((row for row in readings.today_times if row["label"] < 0), {})
+    whole = readings.today_times[0] if readings.today_times else {}
     today |= {"p50_ms": whole.get("p50_ms", 0.0), "p95_ms": whole.get("p95_ms", 0.0)}
     before = {"yesterday": _sum_up(readings.yesterday), "last_week": _sum_up(readings.last_week)}
     return {

@@ -20,8 +20,9 @@ from proxy.linear import Expression, PatternError
 MAX_SCHEMA_BYTES: Final = 256 << 10
 MAX_DEPTH: Final = 64
 """Of schemas in schemas, and of the value with references followed."""
-MAX_STEPS: Final = 200_000
-"""Rules looked at for one value: references and alternatives multiply."""
+LEAST_STEPS: Final = 10_000
+STEPS_PER_BYTE: Final = 10
+"""Rules looked at for a text: these for each of its bytes, and some more. References and alternatives multiply."""
 
 _DESCRIBING: Final = frozenset((
     *("$schema", "$id", "$comment", "$defs", "definitions", "title", "description", "default", "examples"),
@@ -42,7 +43,7 @@ class SchemaError(ValueError):
 
 
 class ExhaustedError(Exception):
-    """The value asks for more work than `MAX_STEPS`."""
+    """The value asks for more work than it is allowed."""
 
 
 class _Run:
@@ -50,8 +51,8 @@ class _Run:
 
     __slots__ = ("depth", "steps")
 
-    def __init__(self) -> None:
-        self.steps = MAX_STEPS
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
         self.depth = 0
 
 
@@ -78,7 +79,7 @@ class JsonSchema:
         """Whether the text is JSON and keeps the schema. What takes too long to judge does not."""
         try:
             value = orjson.loads(bytes(text))
-            return _holds(self._root, value, _Run())
+            return _holds(self._root, value, _Run(LEAST_STEPS + STEPS_PER_BYTE * len(text)))
         except (orjson.JSONDecodeError, ExhaustedError):
             return False
 
@@ -301,14 +302,14 @@ def _bound(types: Sequence[type], of: Callable[[Any], Any], keeps: Callable[[Any
             raise SchemaError(place, "expected an integer" if counts else "expected a number")
         if keeps is _is_multiple and said <= 0:
             raise SchemaError(place, "expected a number above 0")
-        return lambda value, run: type(value) not in types or bool(keeps(of(value), said))
+        return lambda value, run: type(value) not in types or keeps(of(value), said)
 
     return make
 
 
 def _is_multiple(value: Any, of: Any) -> bool:
     ratio = value / of
-    return abs(ratio - round(ratio)) < 1e-9
+    return bool(abs(ratio - round(ratio)) < 1e-9)
 
 
 def _itself(value: Any) -> Any:

@@ -27,7 +27,8 @@ class Measure:
     """The whole prompt in estimated tokens at most; 0: without a bound. Wins over ``messages``."""
     block: int = 10
     """The cut moves by so many messages at a time: in between, the prompt only grows at its end, and the upstreams'
-    own prompt caches find what they have read before."""
+    own prompt caches find what they have read before. For the same reason a cut that ``tokens`` ask for moves by a
+    quarter to a half of the room that they leave."""
 
     @property
     def bounds(self) -> bool:

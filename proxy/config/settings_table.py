@@ -359,8 +359,8 @@ class Settings:
     )
     admin_token: str = _setting(
         "",
-        "Secret that opens the admin API and the admin page's figures; empty: the API is closed, and figures are shown "
-        "on a loopback address alone.",
+        "Secret that opens the admin API and the admin page's figures; empty: the API is closed, and figures are for "
+        "loopback addresses alone.",
         secret_from(16),
         secret=True,
     )

@@ -113,7 +113,7 @@ class Figures:
             Readings(
                 hours=hours,
                 times=await self._report("times", at.first_hour, at.now),
-                today_times=await self._report("times", at.today, at.now),
+                today_times=await self._report("time", at.today, at.now),
                 days=await self._past_days(at),
                 yesterday=await self._report("all", yesterday, yesterday + earlier),
                 last_week=await self._report("all", last_week, last_week + earlier),

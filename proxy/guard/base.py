@@ -16,7 +16,7 @@ from proxy.linear import Expression
 MAX_FINDINGS: Final = 1_000
 """Of one check in one text."""
 DEFAULT_SPAN_BYTES: Final = 256
-SLOW_BYTES: Final = 32 << 10
+SLOW_BYTES: Final = 8 << 10
 """Texts beyond are not for the event loop; see `Check.is_slow`."""
 
 _QUOTE: Final = re.compile(rb'["\\]')
@@ -111,6 +111,13 @@ class Scanner:
         """
         raise NotImplementedError
 
+    @property
+    def opens_like(self) -> object:
+        """Equal for scanners whose `open_from` is the same for every text."""
+        if type(self).open_from is Scanner.open_from:
+            return self.span_bytes, self.alphabet, self._cannot_begin
+        return id(self)
+
     def open_from(self, text: bytes) -> int:
         """The place in a text that goes on from which a match may be unfinished: what begins before is decided."""
         earliest = max(0, len(text) - self.span_bytes)
@@ -126,9 +133,20 @@ class Spans:
     """A check that finds places."""
 
     # Mutable state: none.
-    __slots__ = ("_gates", "action", "max_span_bytes", "most", "name", "scanners", "threshold", "whole")
+    __slots__ = (
+        *("_gates", "_quick_bytes", "action", "max_span_bytes", "most", "name", "scanners", "threshold", "whole"),
+    )
 
-    def __init__(self, name: str, action: str, scanners: Sequence[Scanner], threshold: int = 1) -> None:
+    def __init__(
+        self,
+        name: str,
+        action: str,
+        scanners: Sequence[Scanner],
+        threshold: int = 1,
+        *,
+        quick_bytes: int = SLOW_BYTES,
+    ) -> None:
+        """``quick_bytes``: the longest text for the event loop."""
         self.name = name
         self.action = action
         self.scanners = tuple(scanners)
@@ -136,6 +154,7 @@ class Spans:
         self.threshold = threshold
         self.most = -1
         self.whole = False
+        self._quick_bytes = quick_bytes
         self._gates = tuple({id(each.gate): each.gate for each in scanners if each.gate is not None}.values())
 
     def look(self, text: bytes) -> list[Finding]:
@@ -155,7 +174,7 @@ class Spans:
         return 0
 
     def is_slow(self, text_bytes: int) -> bool:
-        return text_bytes > SLOW_BYTES
+        return text_bytes > self._quick_bytes
 
 
 def merge_findings(findings: Iterable[Finding]) -> list[Finding]:

@@ -71,4 +71,4 @@ class Schema:
         return 0
 
     def is_slow(self, text_bytes: int) -> bool:
-        return text_bytes > SLOW_BYTES // 8
+        return text_bytes > SLOW_BYTES // 2

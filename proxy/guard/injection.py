@@ -32,7 +32,8 @@ def _say(text: str) -> str:
 _PHRASES: Final = (
     # English
     "(?:ignore|disregard|forget|override|bypass|neglect) ~ (?:previous|prior|above|preceding|earlier|foregoing|"
-    "system|original|initial|given) ~ (?:instructions?|prompts?|rules|directions|directives|guidelines|commands|messages?)",
+    "system|original|initial|given) ~ (?:instructions?|prompts?|rules|directions|directives|guidelines|commands|"
+    "messages?)",
     "(?:ignore|disregard|forget) (?:everything|anything|all) ~ (?:above|before|said|told|previously)",
     "do not (?:follow|obey) ~ (?:previous|prior|above|system|original) ~ (?:instructions?|prompts?|rules)",
     "(?:reveal|show|print|repeat|output|display|tell|give|leak) ~ (?:system|hidden|initial|original|secret) "

@@ -21,7 +21,7 @@ class Looker:
     """The scanners of all checks, with what they have in common."""
 
     # Mutable state: none.
-    __slots__ = ("checks", "gates", "rows")
+    __slots__ = ("checks", "gates", "opens_like", "rows")
 
     def __init__(self, checks: Sequence[Check]) -> None:
         self.checks = tuple(checks)
@@ -29,6 +29,8 @@ class Looker:
             (index, scanner) for index, check in enumerate(checks) for scanner in check.scanners
         )
         """Index of the check, and one of its scanners."""
+        self.opens_like: tuple[object, ...] = tuple(scanner.opens_like for _, scanner in self.rows)
+        """For each row; see `Scanner.opens_like`."""
         self.gates = tuple({id(row.gate): row.gate for _, row in self.rows if row.gate is not None}.values())
 
     def closed_gates(self, text: bytes) -> set[int]:
@@ -73,12 +75,16 @@ class Part:
         looker = self._looker
         closed = looker.closed_gates(text)
         held = len(text)
+        limits: dict[object, int] = {}
         for row, (index, scanner) in enumerate(looker.rows):
             cursor = self._cursors[row] - self._base
+            limit = len(text) if ends else limits.get(looker.opens_like[row], -1)
+            if limit < 0:
+                limit = limits[looker.opens_like[row]] = scanner.open_from(text)
             if scanner.needs in text and id(scanner.gate) not in closed:
-                cursor = self._scan(text, row, ends=ends, found=found)
+                cursor = self._scan(text, row, limit, ends=ends, found=found)
             else:
-                cursor = max(cursor, len(text) if ends else scanner.open_from(text))
+                cursor = max(cursor, limit)
             self._cursors[row] = self._base + cursor
             if looker.checks[index].action != "flag":
                 held = min(held, cursor)
@@ -87,11 +93,12 @@ class Part:
         self._forget(text)
         return found
 
-    def _scan(self, text: bytes, row: int, *, ends: bool, found: list[tuple[int, Finding]]) -> int:
+    def _scan(
+        self, text: bytes, row: int, limit: int, *, ends: bool, found: list[tuple[int, Finding]]
+    ) -> int:
         """Up to where one scanner has decided; what it found is added."""
         index, scanner = self._looker.rows[row]
         cursor = self._cursors[row] - self._base
-        limit = len(text) if ends else scanner.open_from(text)
         name = self._looker.checks[index].name
         for kind, start, stop in scanner.scan(text, cursor):
             if start >= limit:

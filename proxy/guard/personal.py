@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from itertools import accumulate
 from typing import Final
 
@@ -24,8 +25,6 @@ ESCAPE_BYTES: Final = b"\\nrt"
 _DIGITS: Final = b"0123456789"
 _UPPER: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _LOWER: Final = _UPPER.lower()
-_MANY_DIGITS: Final = Expression(r"[0-9](?:[ .()/+-]{0,3}[0-9]){5}")
-_SOME_DIGITS: Final = Expression(r"[0-9]{2}")
 
 _ISSUERS: Final = frozenset((2, 3, 4, 5, 6, 8))
 """What numbers of cards begin with."""
@@ -35,6 +34,19 @@ MAX_DOMAIN: Final = 255
 _LOCAL: Final = _DIGITS + _UPPER + _LOWER + b".!#$%&'*+/=?^_`{|}~-"
 _DOMAIN_BYTES: Final = _DIGITS + _UPPER + _LOWER + b".-"
 _DOMAIN: Final = re.compile(rb"(?:[A-Za-z0-9-]+\.)+[A-Za-z]{2,}")
+
+
+# Made when the first guard is: most processes have none.
+
+
+@cache
+def _many_digits() -> Expression:
+    return Expression(r"[0-9](?:[ .()/+-]{0,3}[0-9]){5}")
+
+
+@cache
+def _some_digits() -> Expression:
+    return Expression("[0-9]{2}")
 
 
 class Form(Scanner):
@@ -97,19 +109,19 @@ class Card(Scanner):
     """Card numbers: 13 to 19 digits, in groups of any size with single spaces or hyphens between them, that begin as
     cards do and pass Luhn's test."""
 
-    __slots__ = ()
+    __slots__ = ("_run",)
 
     SHORTEST: Final = 13
     LONGEST: Final = 19
-    _RUN: Final = Expression(r"[0-9](?:[ -]?[0-9]){12,}")
     _BLOCK_BYTES: Final = 4_096
 
     def __init__(self) -> None:
-        super().__init__(2 * self.LONGEST + 1, alphabet=_DIGITS + b" -", begins=_DIGITS, gate=_MANY_DIGITS)
+        super().__init__(2 * self.LONGEST + 1, alphabet=_DIGITS + b" -", begins=_DIGITS, gate=_many_digits())
+        self._run = Expression(r"[0-9](?:[ -]?[0-9]){12,}")
 
     def scan(self, text: bytes, at: int) -> Iterator[tuple[str, int, int]]:
         behind = at
-        for start, stop in self._RUN.find_from(text, at):
+        for start, stop in self._run.find_from(text, at):
             # A run may be as long as the text; what is made of it must not be many times as large.
             for block in range(start, stop, self._BLOCK_BYTES):
                 view = min(stop, block + self._BLOCK_BYTES + self.span_bytes)
@@ -145,19 +157,19 @@ class Card(Scanner):
 class Iban(Scanner):
     """Account numbers of the countries in the registry, as long as the country's are, by their check digits."""
 
-    __slots__ = ()
+    __slots__ = ("_head",)
 
-    _HEAD: Final = Expression(EDGE + "[A-Z]{2}[0-9]{2}")
     _LONGEST: Final = 34
 
     def __init__(self) -> None:
         alphabet = _DIGITS + _UPPER + b" -" + ESCAPE_BYTES
         begins = _UPPER + ESCAPE_BYTES
-        super().__init__(2 * self._LONGEST + 2 * _EDGE_BYTES, alphabet=alphabet, begins=begins, gate=_SOME_DIGITS)
+        super().__init__(2 * self._LONGEST + 2 * _EDGE_BYTES, alphabet=alphabet, begins=begins, gate=_some_digits())
+        self._head = Expression(EDGE + "[A-Z]{2}[0-9]{2}")
 
     def scan(self, text: bytes, at: int) -> Iterator[tuple[str, int, int]]:
         behind = at
-        for _, head_stop in self._HEAD.find_from(text, at):
+        for _, head_stop in self._head.find_from(text, at):
             start = head_stop - 4
             wanted = _IBAN_LENGTHS.get(text[start : start + 2])
             if wanted is None or start < behind:
@@ -232,8 +244,8 @@ def _make(kind: str) -> list[Scanner]:
     if kind == "phone":
         abroad = r"\+[1-9](?:[ ().-]{0,2}[0-9]){6,14}"
         return [
-            Form(kind, abroad, 48, _PHONE_ALPHABET, _is_phone, gate=_MANY_DIGITS, edge=""),
-            Form(kind, _PHONES, 48, _PHONE_ALPHABET, _is_phone, gate=_MANY_DIGITS, edge=r"(?:\b|\\[nrt]|\()"),
+            Form(kind, abroad, 48, _PHONE_ALPHABET, _is_phone, gate=_many_digits(), edge=""),
+            Form(kind, _PHONES, 48, _PHONE_ALPHABET, _is_phone, gate=_many_digits(), edge=r"(?:\b|\\[nrt]|\()"),
         ]
     pattern, span_bytes, letters, is_right = IDS[kind]
-    return [Form(kind, pattern, span_bytes, _DIGITS + letters, is_right, gate=_SOME_DIGITS)]
+    return [Form(kind, pattern, span_bytes, _DIGITS + letters, is_right, gate=_some_digits())]

@@ -153,6 +153,10 @@ class Pattern(Scanner):
         self._kind = kind
         self._expression = Expression(pattern, ignore_case=ignore_case)
 
+    @property
+    def instructions(self) -> int:
+        return self._expression.instructions
+
     def scan(self, text: bytes, at: int) -> Iterator[tuple[str, int, int]]:
         for start, stop in self._expression.find_from(text, at):
             yield self._kind, start, stop

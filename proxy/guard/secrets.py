@@ -80,10 +80,14 @@ class Secret(Scanner):
             first = start + 2 * (text[start] == 92)  # behind the escape before it
             yield self._kind, first, min(stop, first + self.span_bytes - 8)
 
+
+class Address(Secret):
+    """An address with a password in it."""
+
+    __slots__ = ()
+
     def open_from(self, text: bytes) -> int:
-        if self.alphabet:
-            return super().open_from(text)
-        # An address ends where the next white space is.
+        """It ends where the next white space is."""
         tail = text[-self.span_bytes :]
         last = max(tail.rfind(b" "), tail.rfind(b"\n"), tail.rfind(b'"'))
         return len(text) - len(tail) + last + 1
@@ -92,9 +96,9 @@ class Secret(Scanner):
 class AwsSecret(Scanner):
     """Forty characters that nothing tells but the name before them."""
 
-    __slots__ = ()
+    __slots__ = ("_expression",)
 
-    _EXPRESSION: Final = Expression(
+    _PATTERN: Final = (
         EDGE + r"""(?i:(?:aws_?)?secret_?access_?key)["' \t]{0,4}[:=]["' \t]{0,4}[A-Za-z0-9/+]{40}"""
     )
     _ALPHABET: Final = _WORD + b"\"' \t:=/+\\"
@@ -102,11 +106,12 @@ class AwsSecret(Scanner):
 
     def __init__(self) -> None:
         super().__init__(96, alphabet=self._ALPHABET)
+        self._expression = Expression(self._PATTERN)
 
     def scan(self, text: bytes, at: int) -> Iterator[tuple[str, int, int]]:
         if b"ccess" not in text and b"CCESS" not in text:
             return
-        for start, stop in self._EXPRESSION.find_from(text, at):
+        for start, stop in self._expression.find_from(text, at):
             yield "aws_secret", start + 2 * (text[start] == 92), stop
 
     def open_from(self, text: bytes) -> int:
@@ -122,11 +127,11 @@ class AwsSecret(Scanner):
 class PrivateKey(Scanner):
     """A block of PEM, from its first line to its last; one that breaks off, as far as its lines are full."""
 
-    __slots__ = ()
+    __slots__ = ("_block",)
 
     _KIND: Final = "[A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----"
     _LINES: Final = r"(?:(?:\s|\\[nr])*[A-Za-z0-9+/=]{24,})*"
-    _BLOCK: Final = Expression(
+    _BLOCK: Final = (
         rf"-----BEGIN {_KIND}(?:[A-Za-z0-9+/=:,.()\s\\-]*?-----END {_KIND}|{_LINES})"
     )
     _BEGIN: Final = b"-----BEGIN"
@@ -135,9 +140,10 @@ class PrivateKey(Scanner):
 
     def __init__(self) -> None:
         super().__init__(MAX_SECRET_BYTES, needs=self._BEGIN)
+        self._block = Expression(self._BLOCK)
 
     def scan(self, text: bytes, at: int) -> Iterator[tuple[str, int, int]]:
-        for start, stop in self._BLOCK.find_from(text, at):
+        for start, stop in self._block.find_from(text, at):
             yield "private_key", start, min(stop, start + self.span_bytes - 8)
 
     def open_from(self, text: bytes) -> int:
@@ -158,7 +164,9 @@ class PrivateKey(Scanner):
 def make_scanners(which: tuple[str, ...]) -> list[Scanner]:
     """Of these kinds; of all if there are none."""
     wanted = which or KINDS
-    scanners: list[Scanner] = [Secret(shape) for shape in _SHAPES if shape.kind in wanted]
+    scanners: list[Scanner] = [
+        Address(shape) if shape.kind == "url_password" else Secret(shape) for shape in _SHAPES if shape.kind in wanted
+    ]
     if "aws_secret" in wanted:
         scanners.append(AwsSecret())
     if "private_key" in wanted:

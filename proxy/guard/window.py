@@ -192,7 +192,9 @@ class Window:
     # -- out --------------------------------------------------------------------------------------------------------
 
     def _decide(self, touched: dict[int, Part], closed: list[Key]) -> Released:
-        ending = {id(part): part for key, part in self._parts.items() if any(key[: len(c)] == c for c in closed)}
+        ending: dict[int, Part] = {}
+        if closed:
+            ending = {id(part): part for key, part in self._parts.items() if any(key[: len(c)] == c for c in closed)}
         for part in (touched | ending).values():
             self._tally.note(part.advance(ends=id(part) in ending))
         everything = EVERYTHING in closed

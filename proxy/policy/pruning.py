@@ -7,8 +7,9 @@ one itself: so nothing is answered to nobody, and the first message is a user's,
 
 A cut never lies between a tool call and its results, nor between a thought and what was thought of.
 
-The cut lies at a multiple of the block, counted from the conversation's beginning, or just before. What stays of all
-before it depends on that alone, so the prompts of a growing conversation begin with the same bytes until it moves.
+The cut lies at a multiple of the block, counted from the conversation's beginning, or just before; where tokens are
+bounded, at a multiple of so many tokens. What stays of all that lies before it depends on its place alone, so the
+prompts of a growing conversation begin with the same bytes until it moves.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def plan_cut(call: Call, turns: Turns, measure: Measure, summary: Summary | None
     plan = _Plan(call, turns, spoken, summary)
     at = plan.by_messages(measure)
     if measure.tokens:
-        at = plan.by_tokens(at, measure)
+        at = max(at, plan.by_tokens(measure.tokens))
     if at == 0:
         return None
     anchor = plan.anchors[at]
@@ -132,19 +133,21 @@ class _Plan:
             return 0
         return self.places[(self.count - least) // block * block]
 
-    def by_tokens(self, at: int, measure: Measure) -> int:
-        """From ``at`` on the first cut that is short enough: at whole blocks if one is, else at halves of them and so
-        on; where none is, the last that there may be."""
-        if self.weigh(at) <= measure.tokens:
-            return at
-        block = measure.block
-        while block:
-            for place in range(at // block * block + block, self.count, block):
-                found = self.places[place]
-                if found > at and self.weigh(found) <= measure.tokens:
-                    return found
-            block //= 2
-        return max(at, self.places[self.count - 1])
+    def by_tokens(self, most: int) -> int:
+        """The first cut that is short enough, of those that lie so many tokens apart that between a half and three
+        quarters of the room are used at least; of any, where none of those is; the last that there may be, where none
+        is short enough."""
+        if self.weigh(0) <= most:
+            return 0
+        # A power of two, so that the places do not move with every word that is added to the instructions.
+        step = 1 << max(0, (most - self.fixed - self.reserve) // 2).bit_length() >> 1
+        for size in (step, 1):
+            for at in range(1, self.count):
+                if size and self.before[at] // size > self.before[at - 1] // size:
+                    place = self.places[at]
+                    if place and self.weigh(place) <= most:
+                        return place
+        return self.places[self.count - 1]
 
 
 def _weigh(value: Any) -> int:

@@ -138,7 +138,9 @@ def _change_content(content: Any, change: Change) -> Any:
 
 
 def _change_piece(piece: Any, change: Change) -> Any:
-    if type(piece) is not dict or piece.get("type") not in _TEXTS or type(piece.get("text")) is not str:
+    if type(piece) is not dict or type(piece.get("text")) is not str:
+        return piece
+    if type(piece.get("type")) is not str or piece["type"] not in _TEXTS:
         return piece
     changed = change(piece["text"])
     return {**piece, "text": changed} if changed and changed != piece["text"] else piece

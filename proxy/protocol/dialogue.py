@@ -63,7 +63,7 @@ def _text_of(content: Any) -> str:
     if type(content) is str:
         return content
     pieces = [each for each in content if type(each) is dict] if type(content) is list else []
-    said = [each.get("text") for each in pieces if each.get("type") in _TEXTS]
+    said = [each.get("text") for each in pieces if _kind_of(each) in _TEXTS]
     return "".join(text for text in said if type(text) is str)
 
 
@@ -102,15 +102,20 @@ def _say(lines: list[str], who: str, content: Any) -> None:
     for piece in content if type(content) is list else ():
         if type(piece) is not dict:
             continue
-        kind = piece.get("type")
+        kind = _kind_of(piece)
         if kind in _TEXTS and type(piece.get("text")) is str:
             lines.append(f"{who}: {piece['text']}")
         elif kind in ("tool_use", "server_tool_use"):
             _call(lines, piece)
-        elif type(kind) is str and kind.endswith("tool_result"):
+        elif kind.endswith("tool_result"):
             _say(lines, "Tool", piece.get("content"))
-        elif kind not in ("thinking", "redacted_thinking"):
+        elif kind and kind not in ("thinking", "redacted_thinking"):
             lines.append(f"{who}: [{kind}]")
+
+
+def _kind_of(piece: dict[str, Any]) -> str:
+    kind = piece.get("type")
+    return kind if type(kind) is str else ""
 
 
 def _call(lines: list[str], call: Any) -> None:

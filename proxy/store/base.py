@@ -195,5 +195,5 @@ class Store(Protocol):
 
         ``figures``: what the admin page shows, ``by`` one of `figures_sql.FIGURES`, from ``since`` up to and without
         ``until``; ``limit`` bounds the rows. Columns are sums (``int``), ``sum_ms`` the time of all requests together
-        (``float``); ``times`` has ``requests``, ``p50_ms`` and ``p95_ms`` alone.
+        (``float``); ``time`` and ``times`` have ``requests``, ``p50_ms`` and ``p95_ms`` alone.
         """

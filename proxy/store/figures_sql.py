@@ -40,10 +40,9 @@ _SUMMED: Final = {
 }
 _SUMS: Final = {
     "postgres": ", ".join(f"sum({of}) AS {name}" for name, of in _SUMMED.items()),
-    # SQLite's sum fails beyond 64 bits; see `store.sql`.
-    "sqlite": ", ".join(
-        f"sum(({of}) / 1000000) * 1000000 + sum(({of}) % 1000000) AS {name}" for name, of in _SUMMED.items()
-    ),
+    # SQLite's sum fails beyond 64 bits. Its total is a float: exact up to nine thousand dollars, and then to sixteen
+    # digits.
+    "sqlite": ", ".join(f"total({of}) AS {name}" for name, of in _SUMMED.items()),
 }
 
 
@@ -60,36 +59,33 @@ def _sums(name: str, label: str | dict[str, str], order: str, more: str = "") ->
     return Statement(f"figures_{name}", texts["postgres"], texts["sqlite"], ("usage_at",))
 
 
-def _percentiles() -> Statement:
-    """How long requests took: for each hour, and the whole range in the row whose label is -1."""
+def _percentiles(name: str, label: dict[str, str]) -> Statement:
+    """How long requests took, for each label."""
     postgres = (
-        f"SELECT coalesce({_HOUR['postgres']}, -1) AS label, count(*) AS requests,"
+        f"SELECT {label['postgres']} AS label, count(*) AS requests,"
         " percentile_disc(0.5) WITHIN GROUP (ORDER BY total_ms) AS p50_ms,"
         " percentile_disc(0.95) WITHIN GROUP (ORDER BY total_ms) AS p95_ms"
-        f" {_RANGE} GROUP BY GROUPING SETS (({_HOUR['postgres']}), ()) ORDER BY 1 LIMIT $3"
+        f" {_RANGE} GROUP BY 1 ORDER BY 1 LIMIT $3"
     )
     # The first value with the wanted share of its group up to it, as ``percentile_disc`` picks it.
     picked = ", ".join(
         f"max(CASE WHEN place = (requests * {per_cent} + 99) / 100 THEN total_ms END) AS p{per_cent}_ms"
         for per_cent in (50, 95)
     )
-
-    def by(label: str) -> str:
-        group = f"PARTITION BY {label}"
-        return (
-            f"SELECT label, requests, {picked} FROM (SELECT {label} AS label, total_ms,"
-            f" row_number() OVER ({group} ORDER BY total_ms) AS place, count(*) OVER ({group}) AS requests"
-            f" {_RANGE}) AS placed GROUP BY label, requests"
-        )
-
-    sqlite = f"{by(_HOUR['sqlite'])} UNION ALL {by('-1')} ORDER BY 1 LIMIT $3"
-    return Statement("figures_times", postgres, sqlite, ("usage_at",))
+    group = f"PARTITION BY {label['sqlite']}"
+    placed = (
+        f"SELECT {label['sqlite']} AS label, total_ms, row_number() OVER ({group} ORDER BY total_ms) AS place,"
+        f" count(*) OVER ({group}) AS requests {_RANGE}"
+    )
+    sqlite = f"SELECT label, requests, {picked} FROM ({placed}) AS placed GROUP BY 1, 2 ORDER BY 1 LIMIT $3"
+    return Statement(f"figures_{name}", postgres, sqlite, ("usage_at",))
 
 
 _DEAREST: Final = "upstream_picodollars DESC, requests DESC, label"
 FIGURES: Final[dict[str, Statement]] = {
     "hour": _sums("hour", _HOUR, "1, 2", f"{_KIND} AS kind"),
-    "times": _percentiles(),
+    "times": _percentiles("times", _HOUR),
+    "time": _percentiles("time", dict.fromkeys(_HOUR, "'all'")),
     "day": _sums("day", "day", "label"),
     "all": _sums("all", "'all'", "label"),
     "key": _sums("key", "key_id", _DEAREST),

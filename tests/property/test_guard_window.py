@@ -3,6 +3,8 @@ whole text gives, and a stream in which nothing is found comes out byte for byte
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -26,8 +28,8 @@ FRAGMENTS = (
     *("ann@mail.example.org", "@", "a.b@c", ".org", "+49 30 901820", "DE89 3704 0044 0532 0130 00", "DE89 ", "GB82"),
     *("sk-ant-api03-abcdefghijklmnopqrst", "sk-", "AKIA", "IOSFODNN7EXAMPLE", "eyJhbGciOi.eyJzdWIiOi.dozjgNryP4"),
     *("-----BEGIN PRIVATE KEY-----\n", "MIIEabcdefghijklmnopqrstuv", "\n-----END PRIVATE KEY-----", "postgres://u:"),
-    *("word", "sword", "rotten", " egg", "eggs", "Süße", " äpfel", "坏", "词", "ß", "“word”", "é", "😀", "X-1234", "X-"),
-    *("zz", "zzz", "zy", "ignore ", "all ", "previous ", "instructions", "<|im_", "start|>", "\\n", '"', "{", " ", "\n"),
+    *("word", "sword", "rotten", " egg", "eggs", "Süße", " äpfel", "坏", "词", "ß", "“word”", "é", "😀", "X-1234"),
+    *("zz", "zzz", "zy", "ignore ", "all ", "previous ", "instructions", "<|im_", "start|>", "\\n", '"', "{", " "),
 )  # fmt: skip
 
 texts = st.lists(st.sampled_from(FRAGMENTS) | st.text("aA1 -é词", max_size=4), max_size=14).map("".join)
@@ -36,7 +38,7 @@ texts = st.lists(st.sampled_from(FRAGMENTS) | st.text("aA1 -é词", max_size=4),
 def cut(text: str, places: list[int]) -> list[str]:
     """The text in pieces."""
     at = sorted({place % (len(text) + 1) for place in places} | {0, len(text)})
-    return [text[first:last] for first, last in zip(at, at[1:], strict=False)]
+    return [text[first:last] for first, last in pairwise(at)]
 
 
 def run(route: str, checks: list[Check], stream: bytes, steps: list[int]) -> bytes:
@@ -51,7 +53,7 @@ def run(route: str, checks: list[Check], stream: bytes, steps: list[int]) -> byt
 
 
 @pytest.mark.parametrize("route", DIALECTS)
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     text=texts,
     places=st.lists(st.integers(0, 400), max_size=8),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from tests.fakes.client import RawResponse
 from tests.fakes.clock import FrozenClock
 from tests.fakes.gates import Gate, wait_until
@@ -81,6 +83,7 @@ async def test_what_depends_on_the_moment_or_on_what_was_said_is_never_kept_but_
         assert stage.series('cache_class_requests_total{class="timely",result="unkept"}') == 3
 
 
+@pytest.mark.long
 async def test_users_do_not_find_each_others_answers_and_have_parts_of_their_own() -> None:
     """One who asks without end pushes out his own answers only."""
     async with house() as stage:
@@ -114,6 +117,7 @@ async def test_a_class_that_keeps_for_less_long_is_believed_at_once() -> None:
         await stage.at_rest()
 
 
+@pytest.mark.long
 async def test_stale_answers_of_a_class_stand_in_while_they_are_renewed_and_for_a_failing_upstream() -> None:
     """As a route's do."""
     clock = FrozenClock()
@@ -133,6 +137,7 @@ async def test_stale_answers_of_a_class_stand_in_while_they_are_renewed_and_for_
         assert stage.series('cache_class_requests_total{class="small",result="stale"}') == 1
 
 
+@pytest.mark.long
 async def test_without_the_section_the_route_alone_decides_and_nothing_is_counted() -> None:
     """As ever."""
     async with Many(PROVIDERS, MODELS) as stage:

@@ -99,6 +99,7 @@ async def test_a_cheaper_tier_saves_the_difference_whoever_pays() -> None:
         assert told == pytest.approx(4 * (LARGE - SMALL) / 1e12)
 
 
+@pytest.mark.long
 async def test_a_tier_in_shadow_mode_saves_nothing_and_says_what_it_would() -> None:
     """The strong model answers; the sum is what it costs."""
     async with house(tiers={"auto": {**TIERS["auto"], "shadow": True}}) as stage:
@@ -168,6 +169,7 @@ async def test_the_cost_of_a_summary_is_taken_off_what_it_saves() -> None:
         )
 
 
+@pytest.mark.long
 async def test_an_unknown_price_claims_nothing() -> None:
     """Neither what was paid nor what would have been."""
     async with Many(PROVIDERS, MODELS, extra={"prices": {"large": PRICES["large"]}, "tiers": TIERS}) as stage:
@@ -178,6 +180,7 @@ async def test_an_unknown_price_claims_nothing() -> None:
         assert (row.model, row.tier, row.in_all) == ("small", "simple", 0)
 
 
+@pytest.mark.long
 async def test_without_policies_a_row_says_nothing_of_them() -> None:
     """As ever."""
     async with house() as stage:

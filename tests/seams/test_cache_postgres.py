@@ -113,6 +113,7 @@ async def test_a_second_process_finds_what_the_first_stored(postgres_url: str, o
     assert {each["kind"] for each in kinds} == {"u"}
 
 
+@pytest.mark.long
 async def test_prefixes_and_secrets_keep_apart_what_lies_side_by_side(
     postgres_url: str, opened, frozen_clock
 ) -> None:
@@ -142,6 +143,7 @@ async def test_a_purge_in_one_process_reaches_the_others(postgres_url: str, open
     assert await first.found() == b"new"
 
 
+@pytest.mark.long
 async def test_a_change_that_everybody_reports_is_one_purge(postgres_url: str, opened) -> None:
     """Ten processes that read the same new configuration at once raise the generation by one step."""
     processes = [await opened(postgres_url) for _ in range(5)]
@@ -157,6 +159,7 @@ async def test_a_change_that_everybody_reports_is_one_purge(postgres_url: str, o
     assert values.pop() > before
 
 
+@pytest.mark.long
 async def test_what_a_deaf_process_holds_is_found_to_be_old_by_the_next_look_up(
     postgres_url: str, opened, ask, frozen_clock
 ) -> None:
@@ -170,6 +173,7 @@ async def test_what_a_deaf_process_holds_is_found_to_be_old_by_the_next_look_up(
     await wait_until(lambda: one.purges == 1, "it asked what the number is")
 
 
+@pytest.mark.long
 async def test_tables_that_were_dropped_are_made_again(postgres_url: str, opened, ask, frozen_clock) -> None:
     """As after a restore of the database; meanwhile every look-up is a miss."""
     one = await opened(postgres_url)
@@ -221,6 +225,7 @@ async def test_a_table_that_is_too_large_loses_what_ends_soonest(postgres_url: s
     assert (one.backend.evicted, one.cache.evictions, one.cache.size_bytes) == (15, 15, 10_000)
 
 
+@pytest.mark.long
 async def test_no_more_of_a_value_crosses_the_wire_than_one_may_have(
     postgres_url: str, opened, ask, frozen_clock
 ) -> None:
@@ -235,6 +240,7 @@ async def test_no_more_of_a_value_crosses_the_wire_than_one_may_have(
     assert one.cache.rejected == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("poison", ["-5", "9223372036854775807"])
 async def test_a_poisoned_generation_is_put_right(poison: str, postgres_url: str, opened, ask, frozen_clock) -> None:
     """A number from nowhere counts as none, and does not keep purges from working."""
@@ -249,6 +255,7 @@ async def test_a_poisoned_generation_is_put_right(poison: str, postgres_url: str
     assert await one.found() == b"x"
 
 
+@pytest.mark.long
 async def test_aiocaches_other_operations_work_as_its_own_backends_do(postgres_url: str, opened) -> None:
     """Whoever knows aiocache finds what is expected."""
     backend = (await opened(postgres_url)).backend
@@ -274,6 +281,7 @@ async def ends(is_there: Callable[[], Awaitable[object]]) -> None:
             return
 
 
+@pytest.mark.long
 async def test_cancelled_look_ups_never_leave_their_answers_to_others(
     postgres_url: str, opened, frozen_clock
 ) -> None:

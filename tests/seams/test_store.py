@@ -632,12 +632,13 @@ async def test_what_policies_did_is_kept_and_counted(store: Store, execute: Exec
     by_class = {row["label"]: row["hits"] for row in await store.report("usage", {**ALWAYS, "by": "class"})}
     by_tier = {row["label"]: row["requests"] for row in await store.report("usage", {**ALWAYS, "by": "tier"})}
     by_role = {row["label"]: row["requests"] for row in await store.report("usage", {**ALWAYS, "by": "role"})}
-    view = "SELECT calls, saved_calls, hits, patterns, pruned_tokens, policy_saved_usd, shadow_saved_usd FROM usage_daily"
-    daily = await asyncio.to_thread(execute, view)
+    view = "calls, saved_calls, hits, patterns, pruned_tokens, policy_saved_usd, shadow_saved_usd"
+    daily = await asyncio.to_thread(execute, f"SELECT {view} FROM usage_daily")
     flagged = await asyncio.to_thread(execute, "SELECT flagged FROM usage_requests WHERE flagged <> ''")
     monthly = await asyncio.to_thread(execute, "SELECT patterns, policy_saved_usd FROM usage_monthly")
 
-    assert (everything["calls"], everything["saved_calls"], everything["patterns"], everything["hits"]) == (1, 2, 1, 1)
+    counts = "calls", "saved_calls", "patterns", "hits"
+    assert [everything[name] for name in counts] == [1, 2, 1, 1]
     assert everything["policy_saved_picodollars"] == 2 * 10**12
     assert everything["shadow_saved_picodollars"] == 5 * 10**11
     assert everything["pruned_tokens"] == 70
@@ -653,23 +654,20 @@ async def test_rows_of_an_older_schema_are_there_after_it_was_brought_up_to_date
 ) -> None:
     """With the new columns empty; who may read the views before may read them then."""
     kinds = {kind: schema.migrations(kind) for kind in sql.KINDS}
-    columns = "request_id, at, key_id, tenant, team, provider, route, model, role, outcome, status, streams, estimated,"
-    counts = "input_tokens, output_tokens, cached_input_tokens, upstream_tokens, saved_tokens, cost_picodollars,"
-    rest = "upstream_picodollars, saved_picodollars, first_byte_ms, total_ms, overhead_ms, flight_id, tags"
-    texts = "'r1', 1000, 'k', 't', 'm', 'p', 'c', 'x', 'leader', 'ok', 200, true, false,"
+    columns = ", ".join(list(sql.USAGE_COLUMNS)[:26])
+    values = "'r1', 1000, 'k', 't', 'm', 'p', 'c', 'x', 'leader', 'ok', 200, true, false"
+    values += ", 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9"
     with monkeypatch.context() as patch:
         patch.setattr(schema, "migrations", lambda kind: kinds[kind][:4])
         older = await make_store()
-        await asyncio.to_thread(
-            execute,
-            f"INSERT INTO usage ({columns} {counts} {rest}) VALUES ({texts} 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, '');"
-            " SELECT 1",
-        )
+        insert = f"INSERT INTO usage ({columns}) VALUES ({values}, 12, ''); SELECT 1"
+        await asyncio.to_thread(execute, insert)
         await older.close()
 
     newer = await make_store()
     [row] = await newer.report("usage", {**ALWAYS, "since": 0.0, "by": "class"})
-    kept = await asyncio.to_thread(execute, "SELECT role, cost_picodollars, day, tier, pruned_tokens FROM usage_requests")
+    view = "SELECT role, cost_picodollars, day, tier, pruned_tokens FROM usage_requests"
+    kept = await asyncio.to_thread(execute, view)
 
     assert (row["label"], row["requests"], row["cost_picodollars"], row["policy_saved_picodollars"]) == ("", 1, 6, 0)
     assert kept == "leader|6|1970-01-01||0"

@@ -591,10 +591,10 @@ _VALUES: dict[str, dict[int, Any]] = {
     "valid_name": {1: "tenant 5", 2: "name 5", 3: 1.0, 4: ""},
     "billed": {1: "req_000000000005", 2: "req_000000000005g", 3: 0.0, 4: 1e12, 5: "tenant", 6: "acme"},
     "expired_leases": {1: 1_000.0, 2: 100},
-    "was_after": {1: 99_900},
-    "last_change": {1: 99_900},
-    "list_changes": {1: 99_900, 2: 100},
-    "list_changes_of": {1: 99_900, 2: 100, 3: "guard:7"},
+    "was_after": {1: 19_900},
+    "last_change": {1: 19_900},
+    "list_changes": {1: 19_900, 2: 20},
+    "list_changes_of": {1: 19_900, 2: 20, 3: "guard:7"},
 }
 
 
@@ -643,9 +643,9 @@ _MANY_BUDGETS = (
     "INSERT INTO leases SELECT 'key:' || n, 'req_' || n % 7, '2025-11', 10, n % 2 * 10, 0, n"
     " FROM generate_series(1, 50000) n;"
     "INSERT INTO allowances SELECT 'team', 'acme/' || n, 0, 0, 0, NULL, NULL, n FROM generate_series(1, 20000) n;"
-    "INSERT INTO flags SELECT 'tiers', 'tenant', 'tenant ' || n, 0 FROM generate_series(1, 10000) n;"
+    "INSERT INTO flags SELECT 'tiers', 'tenant', 'tenant ' || n, 0 FROM generate_series(1, 5000) n;"
     "INSERT INTO flag_audit SELECT n, 'guard:' || n % 100, 'tenant', 'tenant ' || n % 1000, 0, 100, n, 'x', '', NULL"
-    " FROM generate_series(1, 100000) n"
+    " FROM generate_series(1, 20000) n"
 )
 
 

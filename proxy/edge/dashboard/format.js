@@ -13,15 +13,15 @@ export function percent(share, places = 1) {
   return `${(share * 100).toFixed(places)} %`;
 }
 
-// Cents where there are some; what is smaller keeps three digits that mean something.
+// Cents; of less than a dollar tenths of them; of less than a cent three digits that mean something.
 export function usd(value) {
   const size = Math.abs(value);
   const sign = value < 0 ? "−" : "";
-  if (size === 0) return "$0.00";
-  if (size >= 1) {
-    return sign + "$" + size.toLocaleString("en-US", { minimumFractionDigits: 2, maximumFractionDigits: 2 });
-  }
-  return sign + "$" + size.toLocaleString("en-US", { maximumSignificantDigits: 3, maximumFractionDigits: 12 });
+  const places = size >= 1 || size === 0 ? 2 : 3;
+  const digits = size === 0 || size >= 0.01
+    ? { minimumFractionDigits: places, maximumFractionDigits: places }
+    : { maximumSignificantDigits: 3, maximumFractionDigits: 12 };
+  return `${sign}$${size.toLocaleString("en-US", digits)}`;
 }
 
 export function duration(ms) {

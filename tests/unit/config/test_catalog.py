@@ -163,7 +163,7 @@ colour: blue
         "<text>:13:3: prices.b: expected a mapping",
         "<text>:14:1: placeholder_keys: expected text, got a list",
         "<text>:15:1: colour: there is no such key; known here: providers, models, aliases, routes, "
-        "prices, placeholder_keys",
+        "prices, placeholder_keys, patterns, tiers, cache_classes, pruning, slimming, flags, guards",
     ]
     assert expected == problems_of(text)
 

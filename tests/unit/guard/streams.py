@@ -33,7 +33,8 @@ def messages(pieces: list[str]) -> bytes:
         ("content_block_start", {"index": 0, "content_block": {"type": "text", "text": ""}}),
         ("ping", {}),
     ]
-    events += [("content_block_delta", {"index": 0, "delta": {"type": "text_delta", "text": each}}) for each in pieces]
+    deltas = [{"type": "text_delta", "text": piece} for piece in pieces]
+    events += [("content_block_delta", {"index": 0, "delta": delta}) for delta in deltas]
     events += [
         ("content_block_stop", {"index": 0}),
         ("message_delta", {"delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 3}}),

@@ -91,21 +91,21 @@ def test_quotes_are_told_however_the_text_is_cut() -> None:
 def test_long_texts_are_not_for_the_event_loop(kind: str) -> None:
     """What takes more than some milliseconds at worst says so."""
     assert EVERY[kind].is_slow(MIB)
-    assert not EVERY[kind].is_slow(8_192)
+    assert not EVERY[kind].is_slow(1_024)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("text", HOSTILE)
 @pytest.mark.parametrize("kind", EVERY)
 def test_a_hostile_text_takes_time_by_its_length(kind: str, text: str) -> None:
-    """A quarter of the text takes a quarter of the time, with room for a busy machine, and a mebibyte a few seconds
-    at worst, which are a thread's."""
+    """A quarter of the text takes a quarter of the time, with room for a busy machine. A mebibyte may take seconds,
+    which are a thread's."""
     check = EVERY[kind]
 
     def measure(size: int) -> float:
-        began = time.perf_counter()
+        began = time.thread_time()
         check.look(HOSTILE[text][:size])
-        return time.perf_counter() - began
+        return time.thread_time() - began
 
-    quarter = min(measure(MIB // 4) for _ in range(2))
-    assert measure(MIB) < 10 * quarter + 0.05
+    quarter = min(measure(MIB // 16) for _ in range(2))
+    assert measure(MIB // 4) < 10 * quarter + 0.05

@@ -19,8 +19,8 @@ FOUND = {
         *("4242424242424242", "4242 4242 4242 4242", "4242-4242-4242-4242", "378282246310005", "3782 822463 10005"),
         *("5555555555554444", "6011111111111117", "30569309025904", "4222222222222", "6304000000000000"),
     ),
-    "iban": ("DE89370400440532013000", "DE89 3704 0044 0532 0130 00", "GB82 WEST 1234 5698 7654 32", "NO9386011117947"),
-    "phone": ("+49 30 901820", "+14155552671", "(415) 555-2671", "415-555-2671", "06 12 34 56 78", "0044 20 7946 0958"),
+    "iban": ("DE89370400440532013000", "DE89 3704 0044 0532 0130 00", "GB82 WEST 1234 5698 7654 32"),
+    "phone": ("+49 30 901820", "+14155552671", "(415) 555-2671", "415-555-2671", "06 12 34 56 78"),
     "us_ssn": ("219-09-9999", "219 09 9999"),
     "uk_nino": ("AB123456C", "AB 12 34 56 C"),
     "uk_nhs": ("943 476 5919",),
@@ -41,7 +41,7 @@ FOUND = {
 
 def test_the_kinds_that_a_catalog_may_name_are_those_that_are_looked_for() -> None:
     """The names stand in two rooms, because one must not import the other."""
-    assert PERSONAL_DATA == ("mail", "phone", "card", "iban", *IDS)
+    assert ("mail", "phone", "card", "iban", *IDS) == PERSONAL_DATA
     assert set(FOUND) == set(PERSONAL_DATA)
     assert set(USUAL) <= set(PERSONAL_DATA)
 

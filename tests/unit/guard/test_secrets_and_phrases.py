@@ -38,7 +38,7 @@ EXAMPLES = {
     "vault_token": "hvs." + "a1B2" * 8,
     "jwt": "eyJ" + "hbGciOiJIUzI1NiJ9." + "eyJ" + "zdWIiOiIxMjM0In0." + "dozjgNryP4J3jVmNHl0w5N",
     "url_password": "postgres://" + "app:hunter2@",
-    "private_key": "-----BEGIN " + "RSA PRIVATE KEY-----\nMIIE" + "a1B2" * 15 + "\n-----END " + "RSA PRIVATE KEY-----",
+    "private_key": "-----BEGIN " + "EC PRIVATE KEY-----\nMIIE" + "a1B2" * 15 + "\n-----END " + "EC PRIVATE KEY-----",
 }
 
 

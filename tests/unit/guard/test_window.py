@@ -7,7 +7,7 @@ from itertools import combinations
 import orjson
 import pytest
 
-from proxy.guard.base import Check
+from proxy.guard.base import Check, Finding
 from proxy.guard.window import Released, Window
 from tests.unit.guard.make import make_check
 from tests.unit.guard.streams import (
@@ -98,7 +98,7 @@ def test_what_is_flagged_only_holds_nothing_and_changes_nothing() -> None:
     """Every byte goes out with the call that brought it."""
     window = Window("chat.completions", [make_check("personal_data", "flag")])
     stream = chat([BEFORE, *CARD, AFTER])
-    findings = []
+    findings: list[Finding] = []
     for event in stream.split(b"\n\n")[:-1]:
         released = window.feed(event + b"\n\n")
         assert released.data == event + b"\n\n"
@@ -110,7 +110,7 @@ def test_what_is_flagged_only_holds_nothing_and_changes_nothing() -> None:
 def test_words_that_cannot_become_anything_are_not_held() -> None:
     """A guard for personal data and secrets costs a reader no more than the word that is being said."""
     window = Window("chat.completions", [make_check("personal_data"), make_check("secrets")])
-    words = "The quick brown fox jumps over the lazy dog and says so".split()
+    words = ["The", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog"]
     held = []
     for event in chat([word + " " for word in words]).split(b"\n\n")[:-3]:
         window.feed(event + b"\n\n")
@@ -130,7 +130,8 @@ def test_a_number_among_arguments_is_replaced_by_a_text() -> None:
 def test_an_escaped_line_end_before_a_key_does_not_hide_it() -> None:
     """In arguments a line end is a backslash and an n, which is no letter of the key."""
     key = "AKIAIOSFODNN7EXAMPLE"
-    out, _ = run("chat.completions", [make_check("secrets")], chat_arguments(['{"a": "x\\n', key[:7], key[7:] + '"}']))
+    stream = chat_arguments(['{"a": "x\\n', key[:7], key[7:] + '"}'])
+    out, _ = run("chat.completions", [make_check("secrets")], stream)
     assert orjson.loads(said_in(out)) == {"a": "x\n[AWS_KEY]"}
 
 
@@ -185,7 +186,8 @@ def test_pieces_of_mistrals_lists_are_one_text() -> None:
 def test_the_line_ends_of_a_stream_stay_whatever_they_are(ending: bytes) -> None:
     """Also of events that are rewritten, comments and names included."""
     line = ending[: len(ending) // 2]
-    event = b": note" + line + b"event: x" + line + b'data: {"choices":[{"index":0,"delta":{"content":"%b"}}]}' + ending
+    data = b'data: {"choices":[{"index":0,"delta":{"content":"%b"}}]}'
+    event = b": note" + line + b"event: x" + line + data + ending
     stream = event % b"hello there"
     for step in (0, 1, 3):
         assert run("chat.completions", [make_check("personal_data")], stream * 2, step)[0] == stream * 2
@@ -267,8 +269,9 @@ def test_an_answer_under_a_schema_is_held_until_it_is_known_to_keep_it(route: st
 def test_a_window_keeps_little_of_a_long_stream() -> None:
     """What is decided is forgotten."""
     window = Window("chat.completions", [make_check("personal_data"), make_check("injection")])
+    event = chat(["lorem ipsum dolor sit amet, " * 5]).split(b"\n\n")[1] + b"\n\n"
     for _ in range(300):
-        window.feed(chat(["lorem ipsum dolor sit amet, " * 5])[: -len(b"data: [DONE]\n\n")].split(b"\n\n")[1] + b"\n\n")
+        window.feed(event)
     (part,) = window._parts.values()
     assert part.size == 300 * 140
     assert len(part._tail) < 2_000

@@ -166,44 +166,8 @@ class App:
             clock, deadlines, self.pipeline, max_bytes=settings.summary_cache_bytes
         )
         self.sockets = SocketRelay(self.transport.connect_websocket)
-        tools = EdgeTools(
-            clock,
-            deadlines,
-            heartbeat_after_s=settings.heartbeat_after_s,
-            heartbeat_every_s=settings.heartbeat_every_s,
-            heeds_patience=settings.heed_patience,
-        )
-        self.server = DataServer(
-            self.pipeline,
-            tools,
-            BodyLimits(settings.max_body_bytes, settings.body_min_rate, settings.body_timeout_s),
-            max_header_bytes=settings.max_header_bytes,
-            head_timeout_s=settings.head_timeout_s,
-            write_stall_s=settings.write_stall_s,
-            keepalive_s=settings.keepalive_s,
-            abort_on_half_close=settings.abort_on_half_close,
-            sockets=self.sockets,
-            fast_lane=settings.fast_lane,
-        )
-        api = AdminApi(
-            settings.admin_token,
-            (
-                KeyPages(self.vault.issuer, clock, self.log),
-                FlagPages(self.vault.store, self.vault.flags, self.catalogs, self.log),
-            ),
-        )
-        self.admin = AdminServer(
-            Views(
-                live=self._live,
-                ready=self._ready,
-                started=self._started,
-                metrics=self.metrics.render,
-                flights=self._flights,
-                targets=self.fleet.describe,
-            ),
-            api,
-            make_page(self, api),
-        )
+        self.server = self._make_server()
+        self.admin = self._make_admin()
         if settings.revoke_ends_streams:
             self.vault.ring.on_change = self._end_revoked
         self.resident = Resident()
@@ -222,6 +186,48 @@ class App:
         self._admin_listener: asyncio.Server | None = None
         self._reloading: asyncio.Task[None] | None = None
         self._reload_wanted = False
+
+    def _make_server(self) -> DataServer:
+        settings = self.settings
+        tools = EdgeTools(
+            self.clock,
+            self.deadlines,
+            heartbeat_after_s=settings.heartbeat_after_s,
+            heartbeat_every_s=settings.heartbeat_every_s,
+            heeds_patience=settings.heed_patience,
+        )
+        return DataServer(
+            self.pipeline,
+            tools,
+            BodyLimits(settings.max_body_bytes, settings.body_min_rate, settings.body_timeout_s),
+            max_header_bytes=settings.max_header_bytes,
+            head_timeout_s=settings.head_timeout_s,
+            write_stall_s=settings.write_stall_s,
+            keepalive_s=settings.keepalive_s,
+            abort_on_half_close=settings.abort_on_half_close,
+            sockets=self.sockets,
+            fast_lane=settings.fast_lane,
+        )
+    def _make_admin(self) -> AdminServer:
+        api = AdminApi(
+            self.settings.admin_token,
+            (
+                KeyPages(self.vault.issuer, self.clock, self.log),
+                FlagPages(self.vault.store, self.vault.flags, self.catalogs, self.log),
+            ),
+        )
+        return AdminServer(
+            Views(
+                live=self._live,
+                ready=self._ready,
+                started=self._started,
+                metrics=self.metrics.render,
+                flights=self._flights,
+                targets=self.fleet.describe,
+            ),
+            api,
+            make_page(self, api),
+        )
 
     # -- life -------------------------------------------------------------------------------------------------
 

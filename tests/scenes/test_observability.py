@@ -840,7 +840,7 @@ async def read_series(stage: Stage) -> dict[str, float]:
 # What moves by itself, or says what is there rather than what happened.
 _RESTLESS = (
     *("event_loop_lag", "build_info", "connections[", "upstream_connections", "config_last", "queue_delay", "tasks"),
-    *("keys_", "spool_", "usage_", "store_state", "budget_usd"),
+    *("keys_", "spool_", "usage_", "store_state", "budget_usd", "flags_age", "flags_reads"),
 )
 
 

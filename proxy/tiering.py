@@ -75,7 +75,7 @@ class Tiering:
             message = f"There is no tier '{wanted}' of the model '{tiered.name}'; there are: {names}."
             raise ProxyError(Kind.BAD_REQUEST, message, why="tier")
         if not wanted:
-            memory.rise(conversation, choice.at, now)
+            memory.rise(conversation, choice.lasts, now)
         memory.keep(asked, choice, now)
         return choice
 

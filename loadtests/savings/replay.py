@@ -28,6 +28,7 @@ ANSWER_TOKENS: Final = 120
 TOKEN_CAP: Final = 2_500
 """Of a conversation's prompt."""
 _AT_ONCE: Final = 24
+_TRIES: Final = 8
 _EXAMPLES: Final = Path(__file__).parents[2] / "deploy" / "examples"
 
 
@@ -143,9 +144,14 @@ async def _ask(client: aiohttp.ClientSession, url: str, message: Message) -> boo
     if message.tools:
         body["tools"] = message.tools
     headers = {"authorization": "Bearer placeholder"}
-    async with client.post(f"{url}/v1/chat/completions", json=body, headers=headers) as response:
-        await response.read()
-        return response.status == 200
+    for _ in range(_TRIES):
+        async with client.post(f"{url}/v1/chat/completions", json=body, headers=headers) as response:
+            await response.read()
+            if response.status != 503:
+                return response.status == 200
+            wait_s = float(response.headers.get("retry-after", "1"))
+        await asyncio.sleep(wait_s)  # the machine has others to serve as well
+    return False
 
 
 def _read(state: Path, on: tuple[str, ...], requests: int, failed: int) -> Outcome:

@@ -32,6 +32,8 @@ class Choice(NamedTuple):
     """Of `config.tiers.REASONS`; empty for a request with nothing to it."""
     points: int
     drops_tools: bool
+    lasts: int = 0
+    """Place of the tier that the conversation keeps: a new user's first messages are no reason to keep one."""
 
 
 class Cut(NamedTuple):
@@ -56,16 +58,23 @@ def choose(
         if at < 0:
             return None
         why: tuple[str, ...] = ("header",)
+        lasts = 0
     else:
         points, why = score(turns, tiered.rules, newcomer=seen < tiered.rules.newcomer_messages)
-        at = max(place for place, tier in enumerate(tiered.tiers) if tier.from_points <= points)
+        at = _place(tiered, points)
+        lasts = _place(tiered, points - tiered.rules.newcomer_points) if "new_user" in why else at
         if at < least < len(tiered.tiers):
             at, why = least, (*why, "held")
+            lasts = least
     tier = tiered.tiers[at]
     model = _model_of(tier, tiered.name, unit) if tier.shares else tier.model
     if model != tier.model:
         why = (*why, "share")
-    return Choice(at, tier.name, model, why, points, tier.drops_tools)
+    return Choice(at, tier.name, model, why, points, tier.drops_tools, lasts)
+
+
+def _place(tiered: Tiered, points: int) -> int:
+    return max(place for place, tier in enumerate(tiered.tiers) if tier.from_points <= max(0, points))
 
 
 def _model_of(tier: Tier, name: str, unit: bytes) -> str:

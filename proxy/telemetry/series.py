@@ -66,7 +66,7 @@ SERIES: Final[tuple[Series, ...]] = (
     _counter("policy_saved_usd_total", "policy", "US dollars that policies saved against doing without, estimated."),
     _counter("policy_lost_usd_total", "policy", "US dollars that policies cost where they saved nothing."),
     _counter("policy_saved_tokens_total", "policy", "Tokens of prompts that were not sent, and of calls not made."),
-    _counter("summaries_total", "result", "Summaries of conversations: made, found ready, or waited for with others."),
+    _counter("summaries_total", "result", "Summaries of conversations: made, found ready, waited for with others."),
     _counter("summary_failures_total", "reason", "Requests that got no summary in time."),
     _counter("summary_evictions_total", "", "Summaries that gave way to others."),
     _gauge("summary_bytes", "", "Bytes of the summaries that are kept."),

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import tomllib
+from importlib import import_module
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from proxy.config.catalog import load_catalog
 from proxy.config.schema import BatchingFile, HedgingFile, ModelFile, ProviderFile, TargetFile
-from proxy.config.settings import describe_settings
+from proxy.config.settings import Settings, describe_settings
 from proxy.errors import Kind
 from proxy.providers.carriage import CARRIAGE, render_answers, render_requests
 from proxy.telemetry.metrics import describe_series
@@ -56,6 +58,30 @@ def test_every_key_of_the_catalog_file_is_in_readme(shape: type[msgspec.Struct],
     assert [name for name in names if name not in rows and name not in ("`hedging`", "`batching`")] == []
 
 
+@pytest.mark.parametrize(
+    "module", ["pattern_file", "tier_file", "cache_class_file", "pruning_file", "guard_file"]
+)
+def test_every_key_of_savings_and_guards_is_in_readme(module: str) -> None:
+    """As above; sections are told by their mappings."""
+    text = README.split("#### Savings and guards")[1].split("\n\n`aliases")[0]
+    shapes = vars(import_module(f"proxy.config.{module}")).values()
+    mine = [each for each in shapes if isinstance(each, type) and issubclass(each, msgspec.Struct)]
+    names = {field.name for each in mine if each.__name__.endswith("File") for field in msgspec.structs.fields(each)}
+    told = set(re.findall(r"\w+", text))
+
+    assert len(names) > 3
+    assert names - told - {"rules", "models", "summary", "fail_open"} == set()
+
+
+def test_the_example_of_all_savings_is_a_good_catalog() -> None:
+    """Whoever copies it starts with something that works."""
+    example = REPO / "deploy/examples/savings.yaml"
+    catalog = load_catalog(example, {}, Settings(openai_api_key="sk-x"))
+
+    assert catalog.savings is not None
+    assert catalog.warnings == ()
+
+
 def test_every_error_that_a_client_can_see_is_in_readme() -> None:
     """Codes are what users match on."""
     rows = re.findall(r"^\| (\d+) \| `(\w+)` \|", section("errors"), re.MULTILINE)
@@ -67,7 +93,7 @@ def test_every_dependency_is_named_with_its_reason() -> None:
     """At most fourteen, each with a row."""
     project = tomllib.loads((REPO / "pyproject.toml").read_text("utf-8"))["project"]
     required = {re.split(r"[ ;<>=\[]", line)[0].lower() for line in project["dependencies"]}
-    named = {name.lower() for name in re.findall(r"^\| (\w+) \| ", README.split("## Dependencies")[1], re.MULTILINE)}
+    named = {name.lower() for name in re.findall(r"^\| ([\w-]+) \| ", README.split("## Dependencies")[1], re.MULTILINE)}
 
     assert required <= named
     assert len(required) <= 14

@@ -27,7 +27,7 @@ FRAGMENTS = (
     *("4242424242424242", "4242 4242 4242 4242", "378282246310005", "4242-4242-4242-424", "12 ", "2 ", "42", "-"),
     *("ann@mail.example.org", "@", "a.b@c", ".org", "+49 30 901820", "DE89 3704 0044 0532 0130 00", "DE89 ", "GB82"),
     *("sk-ant-api03-abcdefghijklmnopqrst", "sk-", "AKIA", "IOSFODNN7EXAMPLE", "eyJhbGciOi.eyJzdWIiOi.dozjgNryP4"),
-    *("-----BEGIN PRIVATE KEY-----\n", "MIIEabcdefghijklmnopqrstuv", "\n-----END PRIVATE KEY-----", "postgres://u:"),
+    *("-----BEGIN " "PRIVATE KEY-----\n", "MIIEabcdefghijklmnopqrstuv", "\n-----END PRIVATE KEY-----", "postgres://u:"),
     *("word", "sword", "rotten", " egg", "eggs", "Süße", " äpfel", "坏", "词", "ß", "“word”", "é", "😀", "X-1234"),
     *("zz", "zzz", "zy", "ignore ", "all ", "previous ", "instructions", "<|im_", "start|>", "\\n", '"', "{", " "),
 )  # fmt: skip

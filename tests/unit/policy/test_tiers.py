@@ -38,9 +38,9 @@ def chosen(text: str, **options: Any) -> Choice:
 
 def test_the_strongest_tier_whose_points_are_reached_is_chosen() -> None:
     """Each tier ends where the next begins."""
-    assert chosen("hi") == Choice(0, "simple", "small", (), 0, drops_tools=False)
-    assert chosen("why?") == Choice(1, "usual", "medium", ("reasoning",), 20, drops_tools=True)
-    assert chosen("why? compare!") == Choice(2, "complex", "large", ("reasoning",), 40, drops_tools=False)
+    assert chosen("hi") == Choice(0, "simple", "small", (), 0, drops_tools=False, lasts=0)
+    assert chosen("why?") == Choice(1, "usual", "medium", ("reasoning",), 20, drops_tools=True, lasts=1)
+    assert chosen("why? compare!") == Choice(2, "complex", "large", ("reasoning",), 40, drops_tools=False, lasts=2)
 
 
 def test_a_conversation_does_not_fall_below_the_tier_it_had() -> None:
@@ -53,6 +53,15 @@ def test_a_conversation_does_not_fall_below_the_tier_it_had() -> None:
 def test_a_tier_that_is_no_more_is_not_held() -> None:
     """The catalog had more of them a moment ago."""
     assert chosen("hi", least=3).tier == "simple"
+
+
+def test_a_conversation_does_not_keep_the_tier_that_its_user_had_for_being_new() -> None:
+    """A hundred turns would cost the strong model's price for one greeting."""
+    first = chosen("hi", seen=0)
+    assert (first.tier, first.lasts) == ("complex", 0)
+    assert chosen("why?", seen=0).lasts == 1
+    assert chosen("hi", seen=0, least=1).lasts == 0
+    assert chosen("hi", least=1).lasts == 1
 
 
 def test_the_first_messages_of_a_user_count_more() -> None:

@@ -58,7 +58,8 @@ def test_the_same_talk_reads_the_same_in_every_dialect() -> None:
 @pytest.mark.parametrize("wrong", [["x"], {"a": 1}, 3, None, True])
 def test_what_cannot_be_read_is_left_out_and_breaks_nothing(wrong: Any) -> None:
     """A stranger may say anything anywhere; the upstream will tell them."""
-    message = {"role": wrong, "content": [{"type": wrong, "text": wrong}, wrong], "tool_calls": [wrong], "type": wrong}
+    content = [{"type": wrong, "text": wrong}, wrong]
+    message = {"role": wrong, "content": content, "tool_calls": [wrong], "type": wrong}
     for route in ("chat.completions", "messages", "responses"):
         member = "input" if route == "responses" else "messages"
         turns = read(route, **{member: [wrong, message]}, system=wrong, instructions=wrong, tools=wrong, user=wrong)

@@ -114,7 +114,8 @@ class Admission:
         if terms is None or terms.catalog is not catalog or terms.principal is not principal:
             terms = Terms(head, located, parse_controls(head), principal, catalog)
             terms.lists = self._lists and located.route.name in _LISTS and answers_locally(catalog, principal)
-            if terms.models is None and not terms.lists:  # else another provider may have a key
+            # Else another provider may have a key, or a rule may answer without any.
+            if terms.models is None and terms.policies is None and not terms.lists:
                 demand_provider_key(principal, located.provider)
             head.terms = terms
         exchange.terms = terms

@@ -235,7 +235,7 @@ class Pipeline:
         else:
             call, body = exchange.call, exchange.body if type(exchange.body) is bytes else None
         plan = self._planner.plan(head, terms, call, body, shaped)
-        if plan.routed is None and terms.principal.lacks and not terms.lists:
+        if plan.routed is None and terms.principal.lacks and not (terms.lists or (shaped and shaped.answer)):
             demand_provider_key(terms.principal, terms.located.provider)
         if plan.asks_usage and body is not None:
             exchange.body = ask(body)

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Final
 
 MODULES: Final = (
-    *("work", "exchange", "clearance", "reading", "admission", "pipeline", "production", "intake"),
+    *("work", "exchange", "clearance", "reading", "admission", "pipeline", "production", "intake", "guarded_intake"),
     *("books", "usage_row", "access_line"),
     *("protocol.headers", "protocol.answer", "protocol.call", "protocol.edit", "protocol.encoding"),
     *("protocol.fingerprint", "protocol.sse", "protocol.usage", "protocol.ask_usage", "protocol.missing"),

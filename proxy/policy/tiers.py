@@ -9,7 +9,8 @@ from proxy.config.tiers import Tier, Tiered
 from proxy.policy.complexity import score
 from proxy.policy.turns import Turns
 
-_FUNCTIONS: Final = frozenset(("function", "custom", None))
+# A tuple, as a stranger may say a list where a word is meant, which has no hash.
+_FUNCTIONS: Final = ("function", "custom", None)
 """Types of tools that are definitions of the caller's; Anthropic's have none. What else there is runs at the
 provider, such as a search."""
 _UNFORCED: Final = frozenset(("auto", "none", None))

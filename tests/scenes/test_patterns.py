@@ -290,3 +290,16 @@ async def test_headers_that_ask_for_less_work_are_met(headers: list[tuple[str, s
 
         assert [response.header("cache-status") for [response] in answers] == [PATTERN] * 2
         assert stage.calls() == {}
+
+
+async def test_a_rule_answers_where_no_provider_has_a_key() -> None:
+    """It needs none; what no rule answers is told what is missing."""
+    providers: dict[str, Any] = {"house": {"kind": "compatible"}}
+    section = {"patterns": {"time_zone": "UTC", "rules": RULES}}
+    for models in ({}, {"small": {"targets": ["house/small"]}}):
+        async with Many(providers, models, extra=section, openai_api_key="") as stage:
+            answered = await stage.ask(chat("good morning", model="gpt-4o"), key=PLACEHOLDER)
+            refused = await stage.ask(chat("what is a morning?", model="gpt-4o"), key=PLACEHOLDER)
+
+            assert (await answered.read_end()).status == 200
+            assert (await refused.read_end()).status == 403

@@ -296,10 +296,12 @@ async def test_a_rule_answers_where_no_provider_has_a_key() -> None:
     """It needs none; what no rule answers is told what is missing."""
     providers: dict[str, Any] = {"house": {"kind": "compatible"}}
     section = {"patterns": {"time_zone": "UTC", "rules": RULES}}
+    options: dict[str, Any] = {"extra": section, "openai_api_key": "", "key_pepper": PEPPER, "auth": "required"}
     for models in ({}, {"small": {"targets": ["house/small"]}}):
-        async with Many(providers, models, extra=section, openai_api_key="") as stage:
-            answered = await stage.ask(chat("good morning", model="gpt-4o"), key=PLACEHOLDER)
-            refused = await stage.ask(chat("what is a morning?", model="gpt-4o"), key=PLACEHOLDER)
+        async with Many(providers, models, **options) as stage:
+            key = (await stage.app.vault.issuer.create({"name": "shop"})).token
+            answered = await stage.ask(chat("good morning", model="gpt-4o"), key=key)
+            refused = await stage.ask(chat("what is a morning?", model="gpt-4o"), key=key)
 
             assert (await answered.read_end()).status == 200
             assert (await refused.read_end()).status == 403

@@ -66,9 +66,13 @@ def make_errand(caller: Exchange, terms: Terms, body: bytes, controls: Controls,
 
 
 def _guards_of(caller: Exchange) -> GuardSet | None:
-    """Those of the request; its answer is for nobody's eyes, and it may be longer than a caller's."""
+    """Those of the request, but for what was looked for before it was made shorter; its answer is for nobody's eyes,
+    and it may be longer than a caller's."""
     guards = caller.shaped.guards if caller.shaped is not None else None
-    return None if guards is None else make_guard_set([each for each in guards.during if each.kind != "size"])
+    if guards is None:
+        return None
+    remote = [each for each in guards.before if each.is_remote]
+    return make_guard_set([*remote, *(each for each in guards.during if each.kind != "size")])
 
 
 async def run_errand(  # noqa: PLR0917 - what it runs on

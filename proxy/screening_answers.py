@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from hashlib import blake2b
 from typing import Final
 
 from proxy.config.guards import Guard
 from proxy.errors import Kind, ProxyError
 from proxy.guard.compile import compile_guard
 from proxy.guard.deltas import Key
-from proxy.guard.event_text import event_texts
+from proxy.guard.event_text import WHOLE, event_texts
 from proxy.guard.run import GuardRunner, Matter
 from proxy.guard.window import Released, Window
 from proxy.guarded_intake import GATE_BYTES, GuardedIntake, Passed, Stage, note_flags
@@ -31,7 +32,38 @@ OVERLAP_BYTES: Final = 200
 MOST_PARTS: Final = 256
 """Texts of one answer that are told apart."""
 
+MOST_SAID: Final = 4_096
+"""Whole texts of one answer that are known again."""
+
 _NOTHING: Final = Passed(b"")
+
+
+class Repeats:
+    """Tells whether a whole text of a stream was said before: in deltas, or as a whole."""
+
+    # Mutable, written by `heed`: _growing, digests of the texts that go on, and _said, of those that are whole.
+    __slots__ = ("_growing", "_said")
+
+    def __init__(self) -> None:
+        self._growing: dict[Key, blake2b] = {}
+        self._said: set[bytes] = set()
+
+    def heed(self, key: Key, text: bytes) -> bool:
+        """Whether what an event adds is new."""
+        if key != WHOLE:
+            growing = self._growing.get(key)
+            if growing is None:
+                if len(self._growing) >= MOST_PARTS:
+                    return True
+                growing = self._growing[key] = blake2b(digest_size=16)
+            growing.update(text)
+            return True
+        digest = blake2b(text, digest_size=16).digest()
+        if digest in self._said:
+            return False
+        if len(self._said) < MOST_SAID:
+            self._said.add(digest)
+        return all(growing.digest() != digest for growing in self._growing.values())
 
 
 class AnswerStages:
@@ -164,7 +196,7 @@ class WindowStage:
 class Patrol:
     """Remote guards on a stream."""
 
-    # Mutable state: _rest, the beginning of an event; _events and _texts (by part), what is to be judged next;
+    # Mutable state: _rest, the beginning of an event; _repeats, what was said so far; _events and _texts (by part), what is to be judged next;
     # _tails, the ends of what was judged last; _ended and _whole, that nothing more comes and that the answer is
     # complete. Written by the intake's calls and by `run`.
     __slots__ = (
@@ -174,6 +206,7 @@ class Patrol:
         "_intake",
         "_matter",
         "_more",
+        "_repeats",
         "_rest",
         "_runner",
         "_tails",
@@ -191,6 +224,7 @@ class Patrol:
         self._intake = intake
         self._matter = matter
         self._more = asyncio.Event()
+        self._repeats = Repeats()
         self._rest = b""
         self._events = b""
         self._texts: dict[Key, bytes] = {}
@@ -224,6 +258,10 @@ class Patrol:
 
     def _read(self, event: bytes) -> None:
         for key, text in event_texts(event, self._intake.route.grammar):
+            if not self._repeats.heed(key, text):
+                continue
+            if key == WHOLE:
+                text += b"\n"  # whole texts do not go on in each other
             known = key if key in self._texts or len(self._texts) < MOST_PARTS else ()
             self._texts[known] = self._texts.get(known, b"") + text
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Coroutine
 from typing import Any, Final
 
-from proxy.config.pruning import Pruning, Slimming
+from proxy.config.pruning import Pruning, Slimming, Summary
 from proxy.exchange import Exchange
 from proxy.policy.planner import Terms
 from proxy.policy.pruning import Cut, plan_cut, write_cut
@@ -58,6 +58,9 @@ class Shortening:
             return None
         wanted = self.summaries.want(exchange, terms, cut, summary)
         text = self.summaries.look(wanted)
+        if not text and (terms.controls.only_if_cached or terms.controls.cache == "only"):
+            _carry_out_without(exchange, call, turns, cut, shaped, summary)
+            return None  # no call is to be made for this caller
         if not text:
             return self._prune_later(wanted, call, turns, cut, shaped)
         _carry_out(exchange, call, turns, cut, shaped, text)
@@ -69,8 +72,18 @@ class Shortening:
         text = await self.summaries.wait(wanted)
         if wanted.exchange.accounted:
             return
-        if text or wanted.summary.on_failure == "drop":
+        if text:
             _carry_out(wanted.exchange, call, turns, cut, shaped, text)
+        else:
+            _carry_out_without(wanted.exchange, call, turns, cut, shaped, wanted.summary)
+
+
+def _carry_out_without(  # noqa: PLR0917 - as above
+    exchange: Exchange, call: Call, turns: Turns, cut: Cut, shaped: Shaped, summary: Summary
+) -> None:
+    """There is no summary."""
+    if summary.on_failure == "drop":
+        _carry_out(exchange, call, turns, cut, shaped)
 
 
 def _carry_out(  # noqa: PLR0917 - as above

@@ -5,6 +5,8 @@ extended when the cut moves rather than made again.
 
 A summary belongs to those who may share answers: its key is their scope and a digest of all that was spoken. Those
 who need one that is being made wait for it together; it is finished though they leave: the next turn will need it.
+It is kept here, in this process, whatever the caller says of caches: else each turn would pay for all before it. What
+the caller forbids to cache is in no cache beyond that.
 """
 
 from __future__ import annotations
@@ -189,9 +191,10 @@ class Summaries:
         question = "<conversation>\n" + "\n".join(filter(None, spoken)) + "\n</conversation>"
         if before:
             question = f"<summary>\n{before}\n</summary>\n{question}"
-        route = terms.located.route.name
-        body = make_request(route, summary.model, summary.instructions, question, summary.max_tokens)
-        controls = Controls(share="on", cache="on", cache_ttl_s=summary.ttl_s)
+        route, dialect = terms.located.route.name, terms.located.dialect
+        body = make_request(route, summary.model, summary.instructions, question, summary.max_tokens, dialect)
+        forbids = terms.controls.no_store or terms.controls.cache == "off"
+        controls = Controls(share="on", cache="off" if forbids else "on", cache_ttl_s=summary.ttl_s)
         errand = make_errand(wanted.exchange, terms, body, controls, self._clock.now())
         try:
             answer = await run_errand(errand, self._desk, self._clock, self._deadlines, summary.timeout_s, "summary")

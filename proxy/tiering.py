@@ -63,9 +63,9 @@ class Tiering:
         choice = memory.find(asked, now)
         if choice is not None:
             return choice
-        conversation = Conversation(tiered.name, unit, hash(turns.first_user))
-        goes_on = any(turn.role == "assistant" for turn in turns.items)
-        least = memory.least(conversation, now) if goes_on else 0
+        questions = [turn.text for turn in turns.items if turn.role == "user"]
+        answered = _count_answered(turns)
+        least = memory.least(_conversation(tiered, unit, questions[:answered]), now) if answered else 0
         seen = tiered.rules.newcomer_messages
         if seen:
             seen = memory.count_message(unit if turns.user else terms.principal.scope)
@@ -75,9 +75,24 @@ class Tiering:
             message = f"There is no tier '{wanted}' of the model '{tiered.name}'; there are: {names}."
             raise ProxyError(Kind.BAD_REQUEST, message, why="tier")
         if not wanted:
-            memory.rise(conversation, choice.lasts, now)
+            memory.rise(_conversation(tiered, unit, questions), choice.lasts, now)
         memory.keep(asked, choice, now)
         return choice
+
+
+def _conversation(tiered: Tiered, unit: bytes, questions: list[str]) -> Conversation:
+    return Conversation(tiered.name, unit, hash(tuple(questions)))
+
+
+def _count_answered(turns: Turns) -> int:
+    """The user's messages before the model's last one; those behind it are new."""
+    asked = answered = 0
+    for turn in turns.items:
+        if turn.role == "user":
+            asked += 1
+        elif turn.role == "assistant":
+            answered = asked
+    return answered
 
 
 def _send(exchange: Exchange, terms: Terms, call: Call, tiered: Tiered, model: str) -> None:

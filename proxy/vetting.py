@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Sequence
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
+
+import orjson
 
 from proxy.config.guards import Guard, GuardSet
 from proxy.errors import Kind, ProxyError
 from proxy.exchange import Exchange
 from proxy.guard.base import merge_findings, redact
 from proxy.guard.run import GuardRunner, Matter, Ruling
-from proxy.guard.texts import put_back, read_request
+from proxy.guard.texts import is_in_tokens, put_back, read_request
 from proxy.policy.planner import Terms
 from proxy.policy.shaped import Shaped
 from proxy.protocol.call import Call
@@ -33,10 +35,11 @@ class _Vetted(NamedTuple):
     """What was said of one body."""
 
     error: ProxyError | None
+    by: Guard | None
+    """Who blocked it."""
     flagged: tuple[str, ...]
-    members: Mapping[str, Any]
-    """What the body says instead."""
-    size_bytes: int
+    members: bytes
+    """What the body says instead, as JSON; empty for nothing. Kept as text, which is a small part of its tree."""
 
 
 class Vetting:
@@ -56,8 +59,11 @@ class Vetting:
 
     def refuse_unread(self, exchange: Exchange, terms: Terms, guards: GuardSet) -> None:
         """A body that nobody can read: raise ``ProxyError``, unless every guard would rather let it pass."""
-        matter = _make_matter(exchange, terms, None, [])
-        for guard in (*guards.before, *guards.during, *guards.after):
+        self._refuse(exchange, terms, (*guards.before, *guards.during, *guards.after))
+
+    def _refuse(self, exchange: Exchange, terms: Terms, guards: Sequence[Guard]) -> None:
+        matter = _make_matter(exchange, terms, exchange.call, [])
+        for guard in guards:
             if self._runner.fail(guard, "unreadable", matter) is not None:
                 message = f"The request cannot be read, so the guard '{guard.name}' cannot check it."
                 raise ProxyError(Kind.GUARD_BLOCKED, message, why="unreadable")
@@ -68,6 +74,8 @@ class Vetting:
         """Take the built-in ``before`` guards to a request. What is returned has to be awaited first, and raises as
         this does: ``ProxyError``."""
         exchange.body = call.body  # in the clear, so that the flight's guards can read it as well
+        if is_in_tokens(call):
+            self._refuse(exchange, terms, (*guards.before, *guards.during))
         built_in = [guard for guard in guards.before if not guard.is_remote]
         if not built_in:
             return None
@@ -76,9 +84,10 @@ class Vetting:
         if vetted is not None:
             self.remembered += 1
             self._known.move_to_end(key)
+            self._tell_again(vetted, exchange, terms)
         elif key in self._pending:
             self.remembered += 1
-            return self._vet_later(exchange, call, shaped, self._pending[key])
+            return self._vet_with(exchange, terms, call, shaped, self._pending[key])
         else:
             read = read_request(call, terms.located.route)
             matter = _make_matter(exchange, terms, call, [text for _, text in read])
@@ -100,16 +109,29 @@ class Vetting:
     ) -> None:
         _carry_out(await asyncio.shield(task), exchange, call, shaped)
 
+    async def _vet_with(  # noqa: PLR0917 - as `vet`
+        self, exchange: Exchange, terms: Terms, call: Call, shaped: Shaped, task: asyncio.Task[_Vetted]
+    ) -> None:
+        """Of what somebody else had looked at."""
+        vetted = await asyncio.shield(task)
+        self._tell_again(vetted, exchange, terms)
+        _carry_out(vetted, exchange, call, shaped)
+
+    def _tell_again(self, vetted: _Vetted, exchange: Exchange, terms: Terms) -> None:
+        """Each caller that is blocked has a line of its own in the log."""
+        if vetted.error is not None and vetted.by is not None:
+            matter = _make_matter(exchange, terms, exchange.call, [])
+            self._runner.block(vetted.by, vetted.error.detail, matter)
+
     def _note(self, key: _Key, ruling: Ruling, matter: Matter, call: Call) -> _Vetted:
-        members: Mapping[str, Any] = {}
-        size = 0
+        members = b""
         if ruling.error is None and ruling.found:
             texts = list(matter.texts)
             for at, found in ruling.found.items():
                 texts[at] = redact(texts[at], merge_findings(found))
-            members = put_back(call, texts)
-            size = len(call.body)
-        vetted = _Vetted(ruling.error, tuple(ruling.flagged), members, size)
+            members = orjson.dumps(put_back(call, texts))
+        size = len(members)
+        vetted = _Vetted(ruling.error, ruling.by, tuple(ruling.flagged), members)
         if ruling.error is not None and ruling.error.kind is Kind.GUARD_FAILED:
             return vetted  # the next may have more luck
         if size <= MOST_REMEMBERED_BYTES // 16:
@@ -117,7 +139,7 @@ class Vetting:
             self._known_bytes += size
         while len(self._known) > MOST_REMEMBERED or self._known_bytes > MOST_REMEMBERED_BYTES:
             _, oldest = self._known.popitem(last=False)
-            self._known_bytes -= oldest.size_bytes
+            self._known_bytes -= len(oldest.members)
         return vetted
 
 
@@ -127,7 +149,7 @@ def _carry_out(vetted: _Vetted, exchange: Exchange, call: Call, shaped: Shaped) 
         raise ProxyError(error.kind, error.public, detail=error.detail, why=error.why)
     shaped.flagged = vetted.flagged
     if vetted.members:
-        call.edit(vetted.members)
+        call.edit(orjson.loads(vetted.members))
         exchange.body = call.body
 
 

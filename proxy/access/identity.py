@@ -168,14 +168,7 @@ def demand_provider_key(principal: Principal, provider: str) -> None:
 def scope_of(record: KeyRecord, provider: str) -> bytes:
     """Whose flights and cached answers a key's requests may meet, as text to be hashed: equal for two keys only if
     the operator said that they share. No credential of a caller gives the same text: its provider has no NUL."""
-    scope = record.scope
-    if scope == "team" and record.team:
-        who = ("team", record.tenant, record.team)
-    elif scope == "tenant":
-        who = ("tenant", record.tenant, "")
-    else:
-        who = ("key", record.tenant, record.id)
-    parts = [each.encode() for each in (provider, *who)]
+    parts = [each.encode() for each in (provider, *record.sharers)]
     return b"\0key" + _LENGTHS.pack(*map(len, parts)) + b"".join(parts)
 
 

@@ -63,6 +63,15 @@ class KeyRecord(msgspec.Struct, frozen=True):
     version: int = 0
     """Set by the store: grows with every change of any key, so an older record never replaces a newer one."""
 
+    @property
+    def sharers(self) -> tuple[str, str, str]:
+        """All whose flights and cached answers its requests may meet: what they are, their tenant, their name."""
+        if self.scope == "team" and self.team:
+            return "team", self.tenant, self.team
+        if self.scope == "tenant":
+            return "tenant", self.tenant, ""
+        return "key", self.tenant, self.id
+
 
 class Allowance(msgspec.Struct, frozen=True):
     """Limits and budget of a team or a tenant, shared by all its keys."""

@@ -93,11 +93,13 @@ def _grown(node: Any, path: Path, key: Key) -> Iterator[Piece]:
     if type(node) is str:
         if node:
             yield Piece(path, node, key, kind_of(path))
+    elif len(path) >= 16:
+        yield from _whole(node, path)  # nobody nests so deep; it is looked at all the same
     elif type(node) is dict:
         for name, each in node.items():
             if type(each) is not str or name not in NAMES:
                 yield from _grown(each, (*path, name), key if name == "text" else (*key, name))
-    elif type(node) is list and len(path) < 16:
+    elif type(node) is list:
         for at, each in enumerate(node):
             index = each.get("index") if type(each) is dict else None
             yield from _grown(each, (*path, at), (*key, index) if type(index) is int else key)

@@ -48,11 +48,13 @@ class Matter(NamedTuple):
 class Ruling:
     """What guards made of one matter. Written by `GuardRunner` while they are asked."""
 
-    __slots__ = ("error", "flagged", "found")
+    __slots__ = ("by", "error", "flagged", "found")
 
     def __init__(self) -> None:
         self.error: ProxyError | None = None
         """It is blocked, or could not be checked where it has to be."""
+        self.by: Guard | None = None
+        """Who blocked it."""
         self.flagged: list[str] = []
         """Guards that only say so."""
         self.found: dict[int, list[Finding]] = {}
@@ -67,8 +69,10 @@ class GuardRunner:
     """Runs guards. One for the process."""
 
     # Mutable state: the counters, which only grow; _told_at, when a guard's failure was last logged; _slow bounds the
-    # threads.
-    __slots__ = ("_clock", "_log", "_note_bug", "_slow", "_told_at", "failures", "remote", "results", "seconds")
+    # threads, and `looking` counts them.
+    __slots__ = (
+        *("_clock", "_log", "_note_bug", "_slow", "_told_at", "failures", "looking", "remote", "results", "seconds"),
+    )
 
     def __init__(
         self, remote: RemoteGuards, clock: Clock, log: Any, note_bug: Callable[[str, BaseException], None]
@@ -79,6 +83,8 @@ class GuardRunner:
         self._note_bug = note_bug
         self._slow = asyncio.Semaphore(SLOW_AT_A_TIME)
         self._told_at: dict[str, float] = {}
+        self.looking = 0
+        """Threads that look at long texts, also those that nobody waits for any more."""
         self.results: Counter[tuple[str, str]] = Counter()
         """By guard: ``passed``, ``blocked``, ``redacted``, ``flagged``, ``failed_open``, ``failed_closed``. Names are
         the catalog's, so there are few."""
@@ -158,11 +164,21 @@ class GuardRunner:
 
     async def _ask_thread(self, guard: Guard, matter: Matter, ruling: Ruling) -> None:
         try:
-            async with asyncio.timeout(guard.timeout_s), self._slow:
-                found = await asyncio.to_thread(judge, compile_guard(guard), matter.texts)
+            async with asyncio.timeout(guard.timeout_s):
+                await self._slow.acquire()
+                look = asyncio.get_running_loop().run_in_executor(None, judge, compile_guard(guard), matter.texts)
+                self.looking += 1
+                look.add_done_callback(self._looked)  # a thread cannot be stopped: it keeps its place until its end
+                found = await asyncio.shield(look)
         except TimeoutError:
             raise GuardFailedError("timeout") from None
         self._heed(guard, found, matter, ruling)
+
+    def _looked(self, look: asyncio.Future[Any]) -> None:
+        self.looking -= 1
+        self._slow.release()
+        if not look.cancelled():
+            look.exception()  # somebody has looked at it, though nobody may have waited
 
     # -- what is made of it ----------------------------------------------------------------------------------
 
@@ -184,6 +200,7 @@ class GuardRunner:
         if action == "flag":
             self.flag(guard, ruling.flagged)
         elif ruling.error is None:
+            ruling.by = guard
             ruling.error = self.block(guard, kind, matter)
 
     def flag(self, guard: Guard, flagged: list[str]) -> None:

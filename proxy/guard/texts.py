@@ -23,14 +23,16 @@ _DESCRIBED: Final = frozenset((
     *("tools", "functions", "response_format", "tool_choice", "function_call", "output_config"),
     *("mcp_servers", "container", "context_management"),
 ))  # fmt: skip
-"""Top members of which only descriptions are texts."""
+"""Top members that describe: names are none of their texts, nor what opens other doors for the model's vendor."""
+_FORMAL: Final = frozenset(("type", "$ref", "strict", "authorization", "authorization_token", "server_url"))
+"""What says in a description how something is reached or built, and not what it is."""
 _PASSED_OVER: Final = frozenset((
     *("user", "safety_identifier", "prompt_cache_key", "metadata", "model", "models", "stop", "stop_sequences"),
     *("stream_options", "reasoning", "reasoning_effort", "thinking", "include", "modalities", "voice", "language"),
     *("logit_bias", "encoding_format", "truncation", "verbosity", "background", "size", "quality", "style"),
     *("response_format_name", "usage", "warnings", "error", "incomplete_details"),
 ))  # fmt: skip
-_ECHOED: Final = frozenset(("instructions", "prompt", "text"))
+_ECHOED: Final = frozenset(("instructions", "prompt", "text", "tools", "tool_choice"))
 """What answers of Responses repeat of the request."""
 
 _Texts = list[tuple[Path, Said]]
@@ -38,7 +40,20 @@ _Texts = list[tuple[Path, Said]]
 
 def read_request(call: Call, route: Route) -> _Texts:
     """Every text of a request's body, with its place."""
-    return [(path, Said(text.encode(), kind_of(path))) for path, text in _texts_of(call.fields)]
+    return [(path, _say(path, text)) for path, text in _texts_of(call.fields)]
+
+
+def is_in_tokens(call: Call) -> bool:
+    """Whether a prompt or an input is given in numbers, which only the model's own tokenizer can read."""
+    for name in ("prompt", "input"):
+        said = call.fields.get(name)
+        if type(said) is list and any(type(each) is int or _is_numbers(each) for each in said):
+            return True
+    return False
+
+
+def _is_numbers(value: Any) -> bool:
+    return type(value) is list and any(type(each) is int for each in value)
 
 
 def put_back(call: Call, texts: Sequence[bytes]) -> dict[str, Any]:
@@ -46,7 +61,7 @@ def put_back(call: Call, texts: Sequence[bytes]) -> dict[str, Any]:
     call's own; only of what has changed."""
     members: dict[str, Any] = {}
     for (path, before), after in zip(_texts_of(call.fields), texts, strict=True):
-        if after == before.encode():
+        if after == _say(path, before):
             continue
         top = path[0]
         assert type(top) is str
@@ -88,7 +103,18 @@ def read_answer(body: bytes, route: Route) -> Answer | None:
         found = _texts_of({name: each for name, each in fields.items() if name not in _ECHOED})
     else:
         found = _texts_of(fields)
-    return Answer(fields, [(path, Said(text.encode(), kind_of(path))) for path, text in found])
+    return Answer(fields, [(path, _say(path, text)) for path, text in found])
+
+
+def _say(path: Path, text: str) -> Said:
+    """A text as guards see it. What is JSON in itself (arguments and results of tools) is written with its characters
+    rather than their escapes."""
+    if "\\u" in text and text.lstrip()[:1] in ("{", "["):
+        try:
+            text = orjson.dumps(orjson.loads(text)).decode()
+        except orjson.JSONDecodeError:
+            pass  # it only looks like it
+    return Said(text.encode(), kind_of(path))
 
 
 def _texts_of(fields: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
@@ -97,13 +123,16 @@ def _texts_of(fields: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
         if name in _PASSED_OVER or (kind is not str and kind is not dict and kind is not list):
             continue
         if name in _DESCRIBED or (name == "text" and kind is dict):
-            yield from ((path, text) for path, text in texts_in(value, (name,)) if path[-1] == "description")
+            yield from ((path, text) for path, text in texts_in(value, (name,)) if not _is_formal(path))
         elif kind is not str:
             yield from texts_in(value, (name,))
         elif name not in _TOP_NAMES and value:
             yield (name,), value
 
 
+def _is_formal(path: Path) -> bool:
+    last = path[-2] if type(path[-1]) is int else path[-1]
+    return last in _FORMAL or (len(path) == 4 and path[2] == "headers")
 
 
 _TOP_NAMES: Final = frozenset((

@@ -25,6 +25,10 @@ _FREE: Final = frozenset(("input", "arguments", "args"))
 _LEAST_NUMBER: Final = 10**8
 """Numbers of free trees from which on they are texts as well: what is shorter is no card and no account."""
 _INLINE: Final = "data:"
+_FILES: Final = frozenset((
+    *("url", "image_url", "video_url", "audio_url", "document_url", "file_url", "file_data", "input_audio", "image"),
+))  # fmt: skip
+"""Members that hold files written as addresses. Anywhere else what begins like one is a text."""
 
 
 def texts_in(node: Any, path: Path = (), *, free: bool = False) -> Iterator[tuple[Path, str]]:
@@ -35,13 +39,13 @@ def texts_in(node: Any, path: Path = (), *, free: bool = False) -> Iterator[tupl
         at, value, free = stack.pop()
         kind = type(value)
         if kind is str:
-            if value and (free or not value.startswith(_INLINE)):
+            if value and (free or not (value.startswith(_INLINE) and at and at[-1] in _FILES)):
                 yield at, value
         elif kind is dict:
             below = [
                 ((*at, name), each, free or (name in _FREE and type(each) is dict))
                 for name, each in value.items()
-                if free or is_text(name, each) or (name == "data" and value.get("type") == "text")
+                if free or is_text(name, each) or _is_said(name, value)
             ]
             stack += reversed(below)
         elif kind is list:
@@ -57,6 +61,12 @@ def is_text(name: str, value: Any) -> bool:
     if kind is str:
         return name not in NAMES
     return (kind is dict or kind is list) and name not in _SKIPPED
+
+
+def _is_said(name: str, value: dict[str, Any]) -> bool:
+    """Whether what is no text elsewhere is one here: a document that is text, and the name of who speaks, which the
+    model reads."""
+    return (name == "data" and value.get("type") == "text") or (name == "name" and "role" in value)
 
 
 def put(node: Any, path: Path, value: Any) -> None:

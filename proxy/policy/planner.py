@@ -99,7 +99,7 @@ class Terms:
         """Those that the body may name; ``None`` if there are none."""
         self.policies = make_policies(catalog, principal, located.route)
         """Savings and guards for these requests; ``None`` if there are none."""
-        refuse_unguarded(catalog, principal, located.route, head.method)
+        refuse_unguarded(catalog, principal, located, head.method)
         self.routed: dict[str, Routed | None] = {}
         self.target = _target(catalog.providers[located.provider], located.dialect)
         path = self.target.base_path + located.path

@@ -83,12 +83,23 @@ def make_policies(catalog: Catalog, principal: Principal, route: Route) -> Polic
 
 
 def make_unit(principal: Principal, turns: Turns | None, body: bytes) -> bytes:
-    """For whom a request is, 16 bytes; see `About`."""
+    """For whom a request is, 16 bytes; see `About`. The same in every process, now and later: no secret is in it."""
     if turns is None:
         said = body
     else:
         said = turns.user.encode("utf-8", "surrogatepass") or turns.first_user.encode("utf-8", "surrogatepass")
-    return blake2b(principal.scope + said, digest_size=16, person=b"sf/unit").digest()
+    hasher = blake2b(digest_size=16, person=b"sf/unit")
+    for each in _name_caller(principal):
+        hasher.update(b"%d:" % len(each) + each)
+    hasher.update(said)
+    return hasher.digest()
+
+
+def _name_caller(principal: Principal) -> list[bytes]:
+    """Who asks: those who share a key's answers, else whoever holds the credential; all others are one."""
+    if principal.key is not None:
+        return [each.encode() for each in principal.key.sharers]
+    return [value for _, value in principal.credential] if principal.own else []
 
 
 def is_for(guard: Guard, key_id: str, tenant: str, route: str) -> bool:

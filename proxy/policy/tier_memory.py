@@ -42,8 +42,8 @@ class Conversation(NamedTuple):
 
     name: str
     unit: bytes
-    began_with: int
-    """Hash of the user's first words."""
+    asked: int
+    """Hash of all that its user has said: many begin with the same words."""
 
 
 class TierMemory:

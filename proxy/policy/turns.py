@@ -25,6 +25,8 @@ _MEDIA: Final = (
 )
 _SYSTEM: Final = ("system", "developer")
 _CALLS: Final = ("function_call", "custom_tool_call", "computer_call", "local_shell_call", "mcp_call")
+_ASKS: Final = "mcp_approval_request"
+_ANSWERS: Final = "mcp_approval_response"
 
 
 class Turn(NamedTuple):
@@ -148,11 +150,14 @@ def _read_message(message: dict[str, Any], at: int) -> Turn:
 def _read_item(item: dict[str, Any], at: int) -> Turn:
     """Of Responses."""
     kind = item.get("type", "message")
-    if kind in _CALLS:
-        return Turn("assistant", "", (_id(item, "call_id") or _id(item, "id"),), (), 0, at)
+    if kind in _CALLS or kind == _ASKS or (type(kind) is str and kind.endswith("_call") and "call_id" in item):
+        named = dict.fromkeys(filter(None, (_id(item, "call_id"), _id(item, "id"))))  # results say either
+        return Turn("assistant", "", tuple(named) or ("",), (), 0, at)
+    if kind == _ANSWERS:
+        return Turn("tool", "", (), (_id(item, "approval_request_id"),), 0, at)
     if type(kind) is str and kind.endswith("_output"):
         output = item.get("output")
-        return Turn("tool", read_text(output), (), (_id(item, "call_id"),), 0, at)
+        return Turn("tool", read_text(output), (), (_id(item, "call_id") or _id(item, "id"),), 0, at)
     if kind != "message":
         return Turn("assistant", "", (), (), 0, at, bound=kind == "reasoning")
     content = item.get("content")

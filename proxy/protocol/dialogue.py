@@ -7,6 +7,8 @@ from typing import Any, Final
 
 import orjson
 
+from proxy.protocol.routes import Dialect
+
 _MESSAGES: Final = "messages"
 _RESPONSES: Final = "responses"
 _TEXTS: Final = frozenset(("text", "input_text", "output_text"))
@@ -23,8 +25,10 @@ def make_user_message(text: str) -> dict[str, Any]:
     return {"role": "user", "content": text}
 
 
-def make_request(route: str, model: str, instructions: str, text: str, max_tokens: int) -> bytes:
-    """A whole request of one question, for the route's family."""
+def make_request(  # noqa: PLR0917 - what a question consists of
+    route: str, model: str, instructions: str, text: str, max_tokens: int, dialect: Dialect = Dialect.OPENAI
+) -> bytes:
+    """A whole request of one question, for the route's family. Mistral refuses a bound in OpenAI's word."""
     said = make_user_message(text)
     fields: dict[str, Any] = {"model": model}
     if route == _MESSAGES:
@@ -32,10 +36,8 @@ def make_request(route: str, model: str, instructions: str, text: str, max_token
     elif route == _RESPONSES:
         fields |= {"instructions": instructions, "input": [said], "max_output_tokens": max_tokens, "store": False}
     else:
-        fields |= {
-            "messages": [{"role": "system", "content": instructions}, said],
-            "max_completion_tokens": max_tokens,
-        }
+        bound = "max_tokens" if dialect is Dialect.MISTRAL else "max_completion_tokens"
+        fields |= {"messages": [{"role": "system", "content": instructions}, said], bound: max_tokens}
     return orjson.dumps(fields)
 
 

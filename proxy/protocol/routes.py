@@ -207,6 +207,9 @@ def _table() -> dict[tuple[str, str], _Choice]:
 
 
 _TABLE: Final = _table()
+_MEANT: Final = {"/v1" + path: route.name for _, path, route, _ in _UNDERSTOOD if route.has_json_body} | {
+    path: route.name for _, path, route, _ in _UNDERSTOOD if route.has_json_body
+}
 _GRAMMARS: Final = {route.name: route.grammar for _, _, route, _ in _UNDERSTOOD}
 
 _MODEL_NAME: Final = re.compile(r"(?:/(?:openai|anthropic|mistral))?(?:/v1)?/models/[^/]+")
@@ -241,6 +244,12 @@ def locate(head: RequestHead) -> Located:
 def grammar_of(route_name: str) -> Grammar:
     """How a stream of the route of this name ends; ``LOOSE`` for what passes through."""
     return _GRAMMARS.get(route_name, Grammar.LOOSE)
+
+
+def resembles(path: str) -> str:
+    """Name of the understood operation that a server might take ``path`` (of a `Located`) for, though it passes
+    through here: it differs in its case or by a slash at its end, or was asked for by other means. Empty for none."""
+    return _MEANT.get(path.rstrip("/").lower(), "")
 
 
 def _locate_other(head: RequestHead) -> Located:

@@ -84,18 +84,93 @@ async def test_a_summary_in_mistrals_dialect_is_asked_for_in_its_words() -> None
 async def test_calls_of_every_kind_stay_with_their_results(call: dict[str, Any], result: dict[str, Any]) -> None:
     """Also where several were made at once, at every place where a cut might lie."""
     calls = [{name: value or f"c{at}" for name, value in call.items()} for at in range(4)]
-    results = [{name: value if value or value == [] else f"c{at}" for name, value in result.items()} for at in range(4)]
+    results = [{name: f"c{at}" if value == "" else value for name, value in result.items()} for at in range(4)]
     say = {"role": "user", "content": "go on"}
-    async with house(pruning={"messages": 4, "block": 1}) as stage:
+    providers, models = {"r": {"kind": "responses"}}, {"large": {"targets": ["r/gpt"]}}
+    async with Many(providers, models, extra={"pruning": {"messages": 4, "block": 1}}) as stage:
         for after in range(8):
             items = [say, *calls, *results, *[say] * (after + 1)]
-            response = await (
-                await stage.ask({"model": "large", "input": items}, path=RESPONSES, key=PLACEHOLDER)
-            ).read_end()
-            assert response.status == 200, response.body
+            await (await stage.ask({"model": "large", "input": items}, path=RESPONSES, key=PLACEHOLDER)).read_end()
         await stage.at_rest()
 
-        for body in sent(stage, "strong"):
+        assert len(sent(stage, "r")) == 8
+        for body in sent(stage, "r"):
             kept = [item for item in body["input"] if "type" in item]
             named = [item.get("call_id") or item.get("id") or item["approval_request_id"] for item in kept]
             assert sorted(named) == sorted(2 * list(dict.fromkeys(named))), kept
+
+
+@pytest.mark.parametrize("on_failure", ["drop", "keep"])
+@pytest.mark.parametrize("header", [("cache-control", "only-if-cached"), ("x-sameflight-cache", "only")])
+async def test_a_caller_who_wants_no_call_causes_none_for_a_summary_either(
+    header: tuple[str, str], on_failure: str
+) -> None:
+    """There is no answer to find then; it is not looked for at an upstream's cost."""
+    async with house(pruning={**PRUNING, "summary": {**SUMMARY, "on_failure": on_failure}}) as stage:
+        stage.upstreams["cheap"].respond_with(sum_up)
+        body = {"model": "large", "messages": talk(11)}
+        [response] = await stage.crowd(1, body, headers=[header])
+        await stage.at_rest()
+
+        assert response.status == 504
+        assert stage.calls() == {}
+
+
+async def test_what_a_caller_forbids_to_keep_is_not_kept_as_an_answer_to_a_question_about_it() -> None:
+    """A summary is asked for under the caller's own wish; the cache, which others may read on a disk, has none."""
+    async with house(pruning={**PRUNING, "summary": SUMMARY}) as stage:
+        stage.upstreams["cheap"].respond_with(sum_up)
+        body = {"model": "large", "messages": talk(11)}
+        await stage.crowd(1, body, headers=[("cache-control", "no-store")])
+        kept = stage.app.hot.size_bytes
+        await stage.at_rest()
+
+        assert stage.calls() == {"cheap": 1, "strong": 1}
+        assert kept == 0
+
+
+async def test_who_is_among_a_percentage_stays_so_in_every_process() -> None:
+    """Also where no secret was set and each process made up one of its own."""
+    auto = {"tiers": {"simple": {"model": "small", "shares": {"large": 0.5}}}}
+    chosen: list[list[str]] = []
+    for _ in range(2):
+        extra = {"tiers": {"auto": auto}}
+        env = {"SAMEFLIGHT_KEY_PEPPER": PEPPER}
+        async with Many(PROVIDERS, MODELS, extra=extra, env=env, key_secret="") as stage:
+            said = [await stage.say("auto", user=f"u{number}") for number in range(16)]
+            chosen.append([text_in(each) for each in said])
+            await stage.at_rest()
+
+    assert chosen[0] == chosen[1]
+    assert len(set(chosen[0])) == 2
+
+
+async def test_conversations_that_begin_with_the_same_words_do_not_hold_each_others_tier() -> None:
+    """Most begin with hello, and many callers name no user: one hard question is not everybody's."""
+    begun = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+    other = [*begun, {"role": "user", "content": "thanks"}]
+    hard = [*begun, {"role": "user", "content": HARD}]
+    later = [*hard, {"role": "assistant", "content": "so"}, {"role": "user", "content": "thanks"}]
+    async with house(tiers={"auto": AUTO}) as stage:
+        said = [(await stage.crowd(1, {"model": "auto", "messages": each}))[0] for each in (hard, other, later)]
+        await stage.at_rest()
+
+        assert [(each.header("x-sameflight-tier") or "").partition(";")[0] for each in said] == [
+            "complex",
+            "simple",
+            "complex",
+        ]
+
+
+async def test_a_conversation_keeps_its_tier_while_tools_are_called() -> None:
+    """What a tool answered belongs to the question for which it was called."""
+    asked = [{"role": "user", "content": HARD}]
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    result = {"role": "tool", "tool_call_id": "c1", "content": "1"}
+    called = [*asked, {"role": "assistant", "tool_calls": [call]}, result]
+    after = [*called, {"role": "assistant", "content": "so"}, {"role": "user", "content": "ok"}]
+    async with house(tiers={"auto": AUTO}) as stage:
+        said = [(await stage.crowd(1, {"model": "auto", "messages": each}))[0] for each in (asked, called, after)]
+        await stage.at_rest()
+
+        assert {(each.header("x-sameflight-tier") or "").partition(";")[0] for each in said} == {"complex"}

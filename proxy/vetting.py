@@ -12,14 +12,12 @@ from collections.abc import Coroutine, Sequence
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
-import orjson
-
 from proxy.config.guards import Guard, GuardSet
 from proxy.errors import Kind, ProxyError
 from proxy.exchange import Exchange
 from proxy.guard.base import merge_findings, redact
 from proxy.guard.run import GuardRunner, Matter, Ruling
-from proxy.guard.texts import is_in_tokens, put_back, read_request
+from proxy.guard.texts import is_in_tokens, pack, put_back, read_request, unpack
 from proxy.policy.planner import Terms
 from proxy.policy.shaped import Shaped
 from proxy.protocol.call import Call
@@ -109,7 +107,7 @@ class Vetting:
     ) -> None:
         _carry_out(await asyncio.shield(task), exchange, call, shaped)
 
-    async def _vet_with(  # noqa: PLR0917 - as `vet`
+    async def _vet_with(
         self, exchange: Exchange, terms: Terms, call: Call, shaped: Shaped, task: asyncio.Task[_Vetted]
     ) -> None:
         """Of what somebody else had looked at."""
@@ -129,7 +127,7 @@ class Vetting:
             texts = list(matter.texts)
             for at, found in ruling.found.items():
                 texts[at] = redact(texts[at], merge_findings(found))
-            members = orjson.dumps(put_back(call, texts))
+            members = pack(put_back(call, texts))
         size = len(members)
         vetted = _Vetted(ruling.error, ruling.by, tuple(ruling.flagged), members)
         if ruling.error is not None and ruling.error.kind is Kind.GUARD_FAILED:
@@ -149,7 +147,7 @@ def _carry_out(vetted: _Vetted, exchange: Exchange, call: Call, shaped: Shaped) 
         raise ProxyError(error.kind, error.public, detail=error.detail, why=error.why)
     shaped.flagged = vetted.flagged
     if vetted.members:
-        call.edit(orjson.loads(vetted.members))
+        call.edit(unpack(vetted.members))
         exchange.body = call.body
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+
 from loadtests.peers.base import Running, Setup
 from loadtests.process import Child, free_port, run_python
 
@@ -16,6 +18,8 @@ def start(setup: Setup) -> Running:
         *("--state-dir", str(setup.folder / "state")),
         # Ten thousand callers of one credential are the scenario, not an abuse.
         *("--max-flights-per-scope", "20000", "--pool-max-connections", "20000", "--max-flights", "20000"),
+        # Nor do they need half of the descriptors for upstreams: thousands of them share a call.
+        *("--max-connections", str(_most_connections())),
         *setup.flags,
     )
     # Callers with virtual keys need it; the others bring credentials of their own.
@@ -29,3 +33,8 @@ def start(setup: Setup) -> Running:
         raise
     headers = ("x-sameflight-cache: on",) if setup.caches else ()
     return Running("sameflight", port, child, admin_port, headers)
+
+
+def _most_connections() -> int:
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return max(1_000, most - 2_000) if most != resource.RLIM_INFINITY else 100_000

@@ -35,7 +35,7 @@ from proxy.accounting.segment import Segment
 from proxy.accounting.upkeep import Disk, Upkeep, make_token
 from proxy.errors import Kind, ProxyError
 
-SEGMENT_BYTES: Final = 2 << 20
+SEGMENT_BYTES: Final = 1 << 20
 RING_BYTES: Final = 16 << 20
 # Strict: what is kept free for the end of each request that runs.
 _CLOSE_ROOM_BYTES: Final = 384

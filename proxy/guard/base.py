@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple, Protocol
 
+from proxy.guard.plain import read_plain
 from proxy.linear import Expression
 
 MAX_FINDINGS: Final = 1_000
@@ -158,16 +159,28 @@ class Spans:
         self._gates = tuple({id(each.gate): each.gate for each in scanners if each.gate is not None}.values())
 
     def look(self, text: bytes) -> list[Finding]:
-        closed = {id(gate) for gate in self._gates if gate.search(text) is None}
-        found: list[Finding] = []
-        for scanner in self.scanners:
-            if scanner.needs in text and id(scanner.gate) not in closed:
-                found += [Finding(self.name, *each) for each in scanner.scan(text, 0) if each[0]]
+        found = self._find(text)
+        plain = read_plain(text)
+        if plain is not None:
+            found += [
+                each._replace(start=start, stop=stop)
+                for each in self._find(plain.text)
+                for start, stop in (plain.span(each.start, each.stop),)
+                if stop - start != each.stop - each.start  # else it stands there as it is
+            ]
         if len(found) > 1:
             found = merge_findings(found)
         if len(found) > MAX_FINDINGS:
             rest = found[MAX_FINDINGS - 1]
             found[MAX_FINDINGS - 1 :] = [rest._replace(stop=len(text))]
+        return found
+
+    def _find(self, text: bytes) -> list[Finding]:
+        closed = {id(gate) for gate in self._gates if gate.search(text) is None}
+        found: list[Finding] = []
+        for scanner in self.scanners:
+            if scanner.needs in text and id(scanner.gate) not in closed:
+                found += [Finding(self.name, *each) for each in scanner.scan(text, 0) if each[0]]
         return found
 
     def weigh(self, text: bytes) -> int:

@@ -10,11 +10,14 @@ from collections.abc import Sequence
 from typing import Final
 
 from proxy.guard.base import Check, Finding, Quotes, Scanner, merge_findings, spell_replacement
+from proxy.guard.plain import Plain, read_plain
 
 CONTEXT_BYTES: Final = 72
 """Kept before the first undecided place: surroundings of matches, and beginnings of words."""
 MAX_OPEN_BYTES: Final = 8_192
 """A match that has reached the end of the text is waited for so long."""
+MOST_UNSEEN: Final = 64
+"""Characters in a row that cannot be seen and are passed over: what is read again and again must not grow by them."""
 
 
 class Looker:
@@ -43,16 +46,18 @@ class Part:
 
     # Mutable, written by `append`, `advance` and `forget`:
     #   _tail     the text from _base on
-    #   _cursors  for each row of the looker the place up to which it has decided
+    #   _cursors  for each row of the looker the place up to which it has decided, in the text as it is
+    #   _reads    the same, in the text as it reads (`plain`)
     #   _raw      what redacting checks have found, not yet merged; merged into `cuts` as far as it is decided
     #   _quotes   for arguments: whether what comes next is inside a string
-    __slots__ = ("_base", "_cursors", "_looker", "_quotes", "_raw", "_tail", "cuts", "kind", "settled")
+    __slots__ = ("_base", "_cursors", "_looker", "_quotes", "_raw", "_reads", "_tail", "cuts", "kind", "settled")
 
     def __init__(self, looker: Looker, kind: str) -> None:
         self._looker = looker
         self._tail = bytearray()
         self._base = 0
         self._cursors = [0] * len(looker.rows)
+        self._reads = [0] * len(looker.rows)
         self._raw: list[Finding] = []
         self._quotes = Quotes() if kind == "arguments" else None
         self.kind = kind
@@ -73,40 +78,65 @@ class Part:
         found: list[tuple[int, Finding]] = []
         text = bytes(self._tail)
         looker = self._looker
-        closed = looker.closed_gates(text)
+        base = self._base
+        self._cursors = [base + at for at in self._look(text, [at - base for at in self._cursors], found, None, ends)]
+        plain = read_plain(text, MOST_UNSEEN)
+        if plain is None:
+            self._reads = list(map(max, self._reads, self._cursors))
+        else:
+            reads = self._look(plain.text, [plain.find(at - base) for at in self._reads], found, plain, ends)
+            self._reads = [base + plain.place(at) for at in reads]
         held = len(text)
-        limits: dict[object, int] = {}
-        for row, (index, scanner) in enumerate(looker.rows):
-            cursor = self._cursors[row] - self._base
-            limit = len(text) if ends else limits.get(looker.opens_like[row], -1)
-            if limit < 0:
-                limit = limits[looker.opens_like[row]] = scanner.open_from(text)
-            if scanner.needs in text and id(scanner.gate) not in closed:
-                cursor = self._scan(text, row, limit, ends=ends, found=found)
-            else:
-                cursor = max(cursor, limit)
-            self._cursors[row] = self._base + cursor
+        for row, (index, _) in enumerate(looker.rows):
             if looker.checks[index].action != "flag":
-                held = min(held, cursor)
+                held = min(held, self._cursors[row] - base, self._reads[row] - base)
         self._raw += [finding for index, finding in found if looker.checks[index].action == "redact"]
         self._settle(self._base + held, text)
         self._forget(text)
         return found
 
-    def _scan(
-        self, text: bytes, row: int, limit: int, *, ends: bool, found: list[tuple[int, Finding]]
+    def _look(  # noqa: PLR0917 - one step of `advance`
+        self, text: bytes, cursors: list[int], found: list[tuple[int, Finding]], plain: Plain | None, ends: bool
+    ) -> list[int]:
+        """Up to where each scanner has decided, in the text as it is or, with ``plain``, as it reads; what they found
+        is added."""
+        looker = self._looker
+        closed = looker.closed_gates(text)
+        limits: dict[object, int] = {}
+        decided = []
+        for row, (_, scanner) in enumerate(looker.rows):
+            cursor = cursors[row]
+            limit = len(text) if ends else limits.get(looker.opens_like[row], -1)
+            if limit < 0:
+                limit = limits[looker.opens_like[row]] = scanner.open_from(text)
+            if scanner.needs in text and id(scanner.gate) not in closed:
+                cursor = self._scan(text, row, cursor, limit, found, plain, ends)
+            else:
+                cursor = max(cursor, limit)
+            decided.append(cursor)
+        return decided
+
+    def _scan(  # noqa: PLR0917 - as `_look`
+        self,
+        text: bytes,
+        row: int,
+        cursor: int,
+        limit: int,
+        found: list[tuple[int, Finding]],
+        plain: Plain | None,
+        ends: bool,
     ) -> int:
-        """Up to where one scanner has decided; what it found is added."""
+        """Up to where one scanner has decided."""
         index, scanner = self._looker.rows[row]
-        cursor = self._cursors[row] - self._base
         name = self._looker.checks[index].name
         for kind, start, stop in scanner.scan(text, cursor):
             if start >= limit:
                 break
             if not ends and stop == len(text) and stop - start < MAX_OPEN_BYTES:
                 return max(cursor, start)
-            if kind:
-                found.append((index, Finding(name, kind, self._base + start, self._base + stop)))
+            first, last = (start, stop) if plain is None else plain.span(start, stop)
+            if kind and (plain is None or last - first != stop - start):
+                found.append((index, Finding(name, kind, self._base + first, self._base + last)))
             cursor = stop
         return max(cursor, limit)
 
@@ -134,7 +164,7 @@ class Part:
         self.cuts.append((finding.start, finding.stop, replacement))
 
     def _forget(self, text: bytes) -> None:
-        first = min([*self._cursors, self.settled, *(each.start for each in self._raw)]) - CONTEXT_BYTES
+        first = min([*self._cursors, *self._reads, self.settled, *(each.start for each in self._raw)]) - CONTEXT_BYTES
         gone = first - self._base
         if gone <= 0:
             return

@@ -19,8 +19,9 @@ MAX_GAP_BYTES: Final = 8
 _BACK_BYTES: Final = 64
 """So far back is looked for the beginning of a word."""
 
+# Underscores around a word are emphasis, and those in it are part of it.
 _TOKEN: Final = re.compile(rb"[\w\x80-\xff]+")
-_WORD: Final = re.compile(r"\w+")
+_WORD: Final = re.compile(r"[^\W_](?:\w*[^\W_])?")
 # Thai, Lao, Myanmar, Khmer, Kana, Han: no spaces between words.
 _UNSPACED: Final = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
 
@@ -116,8 +117,11 @@ def _words_of(text: bytes, at: int) -> Iterator[_Word]:
         start, stop = match.span()
         word = match[0]
         if word.isascii():
-            if start >= at:
-                yield word.lower().decode(), start, stop
+            word = word.lstrip(b"_")
+            start = stop - len(word)
+            word = word.rstrip(b"_")
+            if start >= at and word:
+                yield word.lower().decode(), start, start + len(word)
             continue
         # Dashes, quotes and spaces beyond ASCII part words as well.
         decoded = word.decode("utf-8", "replace")

@@ -71,6 +71,16 @@ def put_back(call: Call, texts: Sequence[bytes]) -> dict[str, Any]:
     return members
 
 
+def pack(members: Mapping[str, Any]) -> bytes:
+    """Members to be remembered: as text they are a small part of their tree."""
+    return orjson.dumps(members)
+
+
+def unpack(packed: bytes) -> dict[str, Any]:
+    members: dict[str, Any] = orjson.loads(packed)
+    return members
+
+
 class Answer:
     """A whole answer and its texts."""
 

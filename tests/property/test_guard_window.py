@@ -30,6 +30,7 @@ FRAGMENTS = (
     *("-----BEGIN " "PRIVATE KEY-----\n", "MIIEabcdefghijklmnopqrstuv", "\n-----END PRIVATE KEY-----", "postgres://u:"),
     *("word", "sword", "rotten", " egg", "eggs", "Süße", " äpfel", "坏", "词", "ß", "“word”", "é", "😀", "X-1234"),
     *("zz", "zzz", "zy", "ignore ", "all ", "previous ", "instructions", "<|im_", "start|>", "\\n", '"', "{", " "),
+    *("\u00a0", "\u200b", "\u2011", "４２", "４２４２ ４２４２\u00a04242\u200b 4242", "ｗｏｒｄ", "wo\u00adrd"),
 )  # fmt: skip
 
 texts = st.lists(st.sampled_from(FRAGMENTS) | st.text("aA1 -é词", max_size=4), max_size=14).map("".join)

@@ -271,6 +271,7 @@ async def test_every_caller_that_is_blocked_has_a_line_in_the_log() -> None:
             response = await (await stage.ask(chat(CARD), key=key)).read_end()
             assert response.status == 400
         await stage.at_rest()
+        await stage.access_lines(2)
 
         lines = [json.loads(line) for line in stage.log_output.getvalue().splitlines()]
         said = [line for line in lines if line["event"] == "guard_blocked"]

@@ -64,7 +64,8 @@ def call_of(name: str) -> Call:
 
 @pytest.mark.parametrize("name", REQUESTS)
 def test_every_text_of_a_request_is_redacted_and_nothing_else_changes(name: str) -> None:
-    """Instructions, results and arguments of tools, inputs and prompts; not models, ids, enumerations, pictures."""
+    """Instructions, results and arguments of tools, what describes them, inputs and prompts; not models, ids, pictures.
+    """
     check = make_check("personal_data", which=("card",))
     call = call_of(name)
     texts = read_request(call, ROUTE)

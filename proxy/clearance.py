@@ -73,13 +73,15 @@ class Clearance:
             self._grant(exchange, taken)
 
     def _grant(self, exchange: Exchange, reservation: Reservation) -> None:
-        exchange.reservation = reservation
+        part = exchange.shaped is not None and exchange.shaped.own
+        exchange.reservation = reservation.stand_aside() if part else reservation
         exchange.admitted_at = self._clock.wall()
 
     def _reserve(self, exchange: Exchange, ties: Ties) -> Reservation | Shortage:
         if not ties.accounts:
             return UNLIMITED
-        if not (ties.has_tokens or ties.has_budget):
+        answered = exchange.shaped is not None and exchange.shaped.answer is not None  # by a rule: that costs nothing
+        if answered or not (ties.has_tokens or ties.has_budget):
             return self._limiter.reserve(ties)
         located, plan, terms = exchange.located, exchange.plan, exchange.terms
         assert located is not None

@@ -1,7 +1,7 @@
 """A request of the proxy's own on a caller's behalf: it goes through the pipeline as the caller's would, under the
-caller's principal, so that it is limited, shared, retried and accounted like any other, and has its own request id,
-usage record and access line. No policy shapes it; the caller's guards look at it beside the call, because what it
-says is the caller's and may not be said elsewhere any more.
+caller's principal, so that it is charged, shared, retried and accounted like any other, and has its own request id,
+usage record and access line. Within limits on requests it is part of the caller's. No policy shapes it; the caller's
+guards look at it beside the call, because what it says is the caller's and may not be said elsewhere any more.
 """
 
 from __future__ import annotations

@@ -29,6 +29,8 @@ PORTION_S: Final = 0.25
 """… which is asked after this long at the latest."""
 OVERLAP_BYTES: Final = 200
 """Of the portion before, asked about once more."""
+MOST_EVENT_BYTES: Final = 1 << 20
+"""Of one event, which can only be judged as a whole."""
 MOST_PARTS: Final = 256
 """Texts of one answer that are told apart."""
 
@@ -196,9 +198,9 @@ class WindowStage:
 class Patrol:
     """Remote guards on a stream."""
 
-    # Mutable state: _rest, the beginning of an event; _repeats, what was said so far; _events and _texts (by part), what is to be judged next;
-    # _tails, the ends of what was judged last; _ended and _whole, that nothing more comes and that the answer is
-    # complete. Written by the intake's calls and by `run`.
+    # Mutable state: _rest, the beginning of an event; _repeats, what was said so far; _events and _texts (by part),
+    # what is to be judged next; _tails, the ends of what was judged last; _ended and _whole, that nothing more comes
+    # and that the answer is complete. Written by the intake's calls and by `run`.
     __slots__ = (
         "_ended",
         "_events",
@@ -242,6 +244,14 @@ class Patrol:
             done = boundary.end()
         self._events += data[:done]
         self._rest = data[done:]
+        if len(self._rest) > MOST_EVENT_BYTES:
+            error = None
+            for guard in self._guards:
+                failed = self._runner.fail(guard, "too_large", self._matter)
+                error = error or failed
+            if error is not None:
+                return Passed(b"", error)
+            self._events, self._rest = self._events + self._rest, b""  # passes unjudged, behind what is being judged
         if len(self._events) + len(self._rest) > GATE_BYTES:
             intake.pause()
         self._more.set()
@@ -260,10 +270,9 @@ class Patrol:
         for key, text in event_texts(event, self._intake.route.grammar):
             if not self._repeats.heed(key, text):
                 continue
-            if key == WHOLE:
-                text += b"\n"  # whole texts do not go on in each other
+            ending = b"\n" if key == WHOLE else b""  # whole texts do not go on in each other
             known = key if key in self._texts or len(self._texts) < MOST_PARTS else ()
-            self._texts[known] = self._texts.get(known, b"") + text
+            self._texts[known] = self._texts.get(known, b"") + text + ending
 
     async def run(self) -> None:
         """Judge what comes until the end, and put what passes on the tape."""

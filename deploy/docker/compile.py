@@ -2,12 +2,12 @@
 
     python deploy/docker/compile.py                      the package of this checkout, in place
     python deploy/docker/compile.py --package DIR        an installed one, such as …/site-packages/proxy
-    python deploy/docker/compile.py --check              say whether it is compiled, and from the sources that are there
+    python deploy/docker/compile.py --check              say whether it is compiled, and from these sources
     python deploy/docker/compile.py --remove             plain Python again
 
 The image is built with it. Everywhere else plain Python is the default: the sources stay where they are and mean the
-same, only slower. Whoever edits them afterwards compiles again or removes what was compiled, as an interpreter prefers
-the native module to its source; ``--check`` finds that out.
+same, only slower. Whoever edits them afterwards compiles again or removes what was compiled, as an interpreter
+prefers the native module to its source; ``--check`` finds that out.
 
 Needs mypy (which brings mypyc), setuptools and a C compiler while it works; what it makes needs none of them. All is
 made and tried in a folder of its own before the first file is put into the package, and the library without which
@@ -42,7 +42,7 @@ MODULES: Final = (
     *("accounting.report", "accounting.usage", "accounting.segment", "accounting.spool"),
     *("telemetry.line", "telemetry.tallies", "telemetry.series", "telemetry.log"),
     *("flight.tape", "flight.subscription", "flight.flight", "flight.table", "flight.runner"),
-    *("cache.ring", "cache.hot", "cache.recording"),
+    *("cache.ring", "cache.hot", "cache.users", "cache.recording"),
     *("access.limits_reservation", "access.limits"),
     *("upstream.body", "upstream.compose", "upstream.wire", "upstream.pool", "upstream.client", "upstream.outbound"),
     *("pressure.gate", "pressure.turns"),
@@ -58,6 +58,8 @@ LEFT_OUT: Final = {
     "protocol.message": "its headers derive from the built-in list",
     "protocol.routes": "enumerations and data classes, read from tables: nothing to gain",
     "policy.plan": "data classes: their constructors are generated, and interpreted in either case",
+    "policy.policies": "of its work all is done once per head of a caller",
+    "upstream.sending": "it awaits in a `finally`, where compiled coroutines forget what they were about to raise",
     "telemetry.sink": "a thread of its own, off the request's path",
 }
 """Modules that requests pass through as well, and why they stay as they are."""
@@ -114,7 +116,7 @@ importlib.import_module("proxy.app")
 """
 
 
-class Failed(Exception):
+class FailedError(Exception):
     """It cannot be done; the text says why."""
 
 
@@ -122,16 +124,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the command line asks for."""
     options = _parser().parse_args(arguments)
     package: Path = options.package.resolve()
+    if not (package / "__main__.py").is_file() or package.name != "proxy":
+        print(f"compile: {package} is not the package `proxy`", file=sys.stderr)
+        return 2
     try:
-        if not (package / "__main__.py").is_file() or package.name != "proxy":
-            raise Failed(f"{package} is not the package `proxy`")
         if options.check:
             print(_check(package))
         elif options.remove:
             print(f"{package}: {_remove(package)} files removed, plain Python now")
         else:
             _compile(package, options.python, options.quick)
-    except (Failed, OSError) as failure:
+    except (FailedError, OSError) as failure:
         print(f"compile: {failure}", file=sys.stderr)
         return 1
     return 0
@@ -142,13 +145,20 @@ def _parser() -> argparse.ArgumentParser:
         prog="compile.py", description="Compile the path of a request with mypyc, in place.", allow_abbrev=False
     )
     beside = Path(__file__).parents[2] / "proxy"
-    parser.add_argument("--package", type=Path, default=beside, metavar="DIR", help="the package (default: %(default)s)")
     parser.add_argument(
-        "--python", default=sys.executable, metavar="FILE", help="the interpreter that will run it, with its libraries"
+        "--package", type=Path, default=beside, metavar="DIR", help="the package (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--python",
+        default=sys.executable,
+        metavar="FILE",
+        help="the interpreter that will run it, with its libraries",
     )
     parser.add_argument("--quick", action="store_true", help="without the C compiler's optimisation, to try it out")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--check", action="store_true", help="say whether it is compiled from the sources that are there")
+    what.add_argument(
+        "--check", action="store_true", help="say whether it is compiled from the sources that are there"
+    )
     what.add_argument("--remove", action="store_true", help="make it plain Python again")
     return parser
 
@@ -157,27 +167,27 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(package: Path) -> str:
-    """What to say of a package that is whole. Raises ``Failed`` where what was compiled is not of its sources."""
+    """What to say of a package. Raises ``FailedError`` where what was compiled is not whole or not of its sources."""
     made, record = _made(package), package / _RECORD
     if not made and not record.exists():
         return f"{package}: plain Python"
     if not record.exists():
-        raise Failed(f"{package} is compiled in part: compile again, or --remove")
+        raise FailedError(f"{package} is compiled in part: compile again, or --remove")
     known = json.loads(record.read_text())
     changed = sorted(name for name, digest in known["sources"].items() if digest != _digest(package, name))
     if changed:
-        raise Failed(f"changed since they were compiled: {', '.join(changed)}: compile again, or --remove")
+        raise FailedError(f"changed since they were compiled: {', '.join(changed)}: compile again, or --remove")
     missing = sorted(set(known["files"]) - {str(path.relative_to(package)) for path in made})
     if missing:
-        raise Failed(f"missing of what was compiled: {', '.join(missing)}: compile again, or --remove")
+        raise FailedError(f"missing of what was compiled: {', '.join(missing)}: compile again, or --remove")
     return f"{package}: {len(known['sources'])} modules compiled for {known['suffix']}"
 
 
 def _made(package: Path) -> list[Path]:
-    """The native modules in ``package``, for whichever interpreter; the library in front, as it is the first to go."""
-    names = {f"{name.rpartition('.')[2]}" for name in MODULES}
+    """The native modules in ``package``, for whichever interpreter; the library first, as it is the first to go."""
+    names = {_LIBRARY, *(name.rpartition(".")[2] for name in MODULES)}
     found = [path for kind in ("*.so", "*.pyd") for path in package.rglob(kind)]
-    ours = [path for path in found if path.name.partition(".")[0] in {*names, _LIBRARY}]
+    ours = [path for path in found if path.name.partition(".")[0] in names]
     return sorted(ours, key=lambda path: (not path.name.startswith(_LIBRARY), path))
 
 
@@ -212,10 +222,10 @@ def _compile(package: Path, python: str, quick: bool) -> None:
         _build(Path(folder), python, quick)
         made = [path.relative_to(copy) for path in _made(copy) if path.name.endswith(suffix)]
         if len(made) != len(MODULES) + 1:
-            raise Failed(f"{len(made)} files were made where {len(MODULES) + 1} were expected")
+            raise FailedError(f"{len(made)} files were made where {len(MODULES) + 1} were expected")
         _try(Path(folder), python, suffix)
         if changed := [name for name in MODULES if _digest(copy, name) != _digest(package, name)]:
-            raise Failed(f"changed while they were compiled: {', '.join(changed)}")
+            raise FailedError(f"changed while they were compiled: {', '.join(changed)}")
         record = {
             "suffix": suffix,
             "files": [str(path) for path in made],
@@ -225,28 +235,30 @@ def _compile(package: Path, python: str, quick: bool) -> None:
         _put(copy, package, made)
     size_bytes = sum((package / path).stat().st_size for path in made)
     spent_s = time.monotonic() - began_at
-    print(f"{package}: {len(MODULES)} modules compiled in {spent_s:.0f} s, {size_bytes / 2**20:.1f} MiB, for {suffix}")
+    print(
+        f"{package}: {len(MODULES)} modules compiled in {spent_s:.0f} s, {size_bytes / 2**20:.1f} MiB, for {suffix}"
+    )
 
 
 def _suffix(python: str) -> str:
-    """How native modules of ``python`` end. Raises ``Failed`` where it is of another kind than this interpreter, for
-    which the code is made."""
+    """How native modules of ``python`` end. Raises ``FailedError`` where it is of another kind than this interpreter,
+    for which the code is made."""
     ask = "import sysconfig; print(sysconfig.get_config_var('EXT_SUFFIX'))"
     ours, theirs = (_run([which, "-c", ask], Path.cwd()).strip() for which in (sys.executable, python))
     if ours != theirs:
-        raise Failed(f"{python} wants {theirs}, and {sys.executable} makes {ours}")
+        raise FailedError(f"{python} wants {theirs}, and {sys.executable} makes {ours}")
     return ours
 
 
 def _demand_tools(package: Path) -> None:
     for name in ("mypyc", "setuptools"):
         if find_spec(name) is None:
-            raise Failed(f"{name} is not installed for {sys.executable}: pip install mypy setuptools")
+            raise FailedError(f"{name} is not installed for {sys.executable}: pip install mypy setuptools")
     compiler = os.environ.get("CC", "cc").split()[0]
     if shutil.which(compiler) is None and shutil.which("gcc") is None:
-        raise Failed("there is no C compiler: install gcc and the headers of the C library, or name one in CC")
+        raise FailedError("there is no C compiler: install gcc and the headers of the C library, or name one in CC")
     if missing := [name for name in MODULES if not _source(package, name).is_file()]:
-        raise Failed(f"not in {package}: {', '.join(missing)}")
+        raise FailedError(f"not in {package}: {', '.join(missing)}")
 
 
 def _build(folder: Path, python: str, quick: bool) -> None:
@@ -261,14 +273,13 @@ def _try(folder: Path, python: str, suffix: str) -> None:
 
 
 def _run(command: list[str], folder: Path) -> str:
-    """What ``command`` printed. Raises ``Failed`` with the end of it if it went wrong."""
+    """What ``command`` printed. Raises ``FailedError`` with the end of it if it went wrong."""
     environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
-    environment.pop("SAMEFLIGHT_CATALOG", None)
-    done = subprocess.run(command, cwd=folder, env=environment, text=True, capture_output=True, check=False)
+    done = subprocess.run(command, cwd=folder, env=environment, text=True, capture_output=True, check=False)  # noqa: S603
     if done.returncode:
         said = (done.stdout + done.stderr).strip().splitlines()
         errors = [line for line in said if ": error: " in line]
-        raise Failed("\n".join(["compiling failed", *(errors or said)[-40:]]))
+        raise FailedError("\n".join(["compiling failed", *(errors or said)[-40:]]))
     return done.stdout
 
 

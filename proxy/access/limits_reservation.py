@@ -55,6 +55,17 @@ class Reservation:
         """The request came to nothing: only that it was made still counts."""
         self.settle(0, 0)
 
+    def stand_aside(self) -> Reservation:
+        """The same for what is part of another request: that one counts as a request and takes a place, this one only
+        costs. To be called in the tick in which it was taken."""
+        now = self._clock.now()
+        self.open = False
+        for account in self._accounts:
+            account.running -= 1
+            if account.requests is not None:
+                account.requests.amend(now, self._turn, 1)
+        return _Part(self._clock, self._accounts, self._turn, self.tokens, self.picodollars, self._pots)
+
     def header_lines(self) -> bytes:
         """The caller's limits as header lines, those of the account that is nearest to its end; empty without."""
         accounts, now = self._accounts, self._clock.now()
@@ -74,6 +85,18 @@ def _lines(what: bytes, buckets: list[Bucket | None], now: float) -> bytes:
     return b"" if nearest is None else limit_lines(what, nearest.per_minute, least, nearest.reset_s(now))
 
 
+class _Part(Reservation):
+    """Of what is part of another request, and has no place of its own."""
+
+    __slots__ = ()
+
+    def settle(self, tokens: int, picodollars: int) -> None:
+        if self.open:
+            for account in self._accounts:
+                account.running += 1  # that is taken off with everybody's
+        super().settle(tokens, picodollars)
+
+
 class _Unlimited(Reservation):
     """Of a request that nothing limits: one for all."""
 
@@ -81,6 +104,9 @@ class _Unlimited(Reservation):
 
     def settle(self, tokens: int, picodollars: int) -> None:
         """Nothing was taken."""
+
+    def stand_aside(self) -> Reservation:
+        return self
 
     def header_lines(self) -> bytes:
         return b""

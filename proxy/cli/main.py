@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Final
 
 from proxy import __version__
@@ -33,14 +34,20 @@ def make_parser(command: str = "") -> argparse.ArgumentParser:
     wanted = {"version": (), **{name: (name,) for name in COMMANDS}}.get(command, COMMANDS)
     for name in wanted:
         import_module(f"proxy.cli.{name}").add_parser(commands)
-    version = commands.add_parser("version", help="print the version")
+    version = commands.add_parser("version", help="print the version, and whether this build is compiled")
     version.set_defaults(run=_print_version)
     return parser
 
 
 def _print_version(_: argparse.Namespace) -> int:
-    print(f"sameflight {__version__}")
+    print(f"sameflight {__version__} ({_build()})")
     return 0
+
+
+def _build() -> str:
+    """``compiled`` where the path of a request is native code (deploy/docker/compile.py), else ``pure``."""
+    spec = find_spec("proxy.pipeline")  # looked for, not loaded
+    return "pure" if spec is None or spec.origin is None or spec.origin.endswith(".py") else "compiled"
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -128,6 +128,8 @@ def _make_summary(said: str | SummaryFile | None, models: Models, document: Docu
     if isinstance(said, str):
         said = SummaryFile(said)
     else:
+        if said.instructions is not None and not said.instructions.strip():
+            document.report((*place, "instructions"), "they say nothing", "leave them out for those of this proxy")
         place = (*place, "model")
     model = models.resolve(said.model) if said.model else ""
     if models.find(model) is None:
@@ -180,7 +182,7 @@ def make_slimming(file: CatalogFile, document: Document) -> Slimming | None:
         elif digest:
             prompts[digest] = prompt.by
     for index, markers in enumerate(said.drop):
-        if not markers.begin or not markers.end:
+        if not markers.begin.strip() or not markers.end:
             document.report(("slimming", "drop", index), "a marker must not be empty", "it would stand everywhere")
     return Slimming(
         MappingProxyType(prompts),
@@ -195,6 +197,9 @@ def _read_prompt(said: PromptFile, document: Document, place: Place) -> bytes:
     if bool(said.replace) == bool(said.sha256):
         document.report(place, "expected either 'replace' or 'sha256'", "the instructions' whole text, or its hash")
         return b""
+    if not said.by.strip():
+        hint = "say what stands there instead; some vendors refuse instructions that say nothing"
+        document.warn(place, "nothing is to stand in the place of these instructions, so they stay", hint)
     if said.sha256:
         if not _SHA256.fullmatch(said.sha256):
             document.report((*place, "sha256"), "expected 64 hexadecimal digits", "such as sha256sum writes")

@@ -95,7 +95,7 @@ class Part:
         self._forget(text)
         return found
 
-    def _look(  # noqa: PLR0917 - one step of `advance`
+    def _look(
         self, text: bytes, cursors: list[int], found: list[tuple[int, Finding]], plain: Plain | None, ends: bool
     ) -> list[int]:
         """Up to where each scanner has decided, in the text as it is or, with ``plain``, as it reads; what they found

@@ -18,6 +18,7 @@ _ODD: Final = re.compile(
     "\u2212\u3000\u3164\ufe00-\ufe0f\ufe52-\ufe6b\ufeff\uff01-\uff5e\uffa0\ufff9-\ufffb\U0001d400-\U0001d7ff"
     "\U000e0000-\U000e0fff]|[^\\D0-9]"
 )
+_KEPT_BYTES: Final = 8 << 10
 _FILLERS: Final = "\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0"
 
 
@@ -70,6 +71,10 @@ def read_plain(text: bytes, most_unseen: int = 0) -> Plain | None:
     passed over that cannot be seen."""
     if text.isascii():
         return None
+    return _read(text, most_unseen) if len(text) > _KEPT_BYTES else _read_kept(text, most_unseen)
+
+
+def _read(text: bytes, most_unseen: int) -> Plain | None:
     decoded = text.decode("utf-8", "replace")
     odd = [match.start() for match in _ODD.finditer(decoded)]
     if not odd:
@@ -101,6 +106,10 @@ def read_plain(text: bytes, most_unseen: int = 0) -> Plain | None:
         pieces.append(rest)
         segments.append((at, place, place + len(rest)))
     return Plain(b"".join(pieces), len(text), segments) if done and segments else None
+
+
+_read_kept = lru_cache(maxsize=16)(_read)
+"""Several guards look at the same text one after the other."""
 
 
 @lru_cache(maxsize=4_096)

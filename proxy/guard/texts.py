@@ -8,6 +8,7 @@ Bodies are walked, not understood, so that a new kind of message is looked at li
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from typing import Any, Final
 
@@ -102,13 +103,15 @@ class Answer:
 
 
 def read_answer(body: bytes, route: Route) -> Answer | None:
-    """A whole answer in JSON; ``None`` if it is none."""
+    """A whole answer in JSON, an object or a list; ``None`` if it is none."""
     try:
         fields = orjson.loads(body)
     except orjson.JSONDecodeError:
         return None
-    if type(fields) is not dict:
+    if type(fields) is list:
         found = texts_in(fields)
+    elif type(fields) is not dict:
+        return None
     elif fields.get("object") == "response":
         found = _texts_of({name: each for name, each in fields.items() if name not in _ECHOED})
     else:
@@ -120,10 +123,8 @@ def _say(path: Path, text: str) -> Said:
     """A text as guards see it. What is JSON in itself (arguments and results of tools) is written with its characters
     rather than their escapes."""
     if "\\u" in text and text.lstrip()[:1] in ("{", "["):
-        try:
+        with suppress(orjson.JSONDecodeError):  # it may only look like it
             text = orjson.dumps(orjson.loads(text)).decode()
-        except orjson.JSONDecodeError:
-            pass  # it only looks like it
     return Said(text.encode(), kind_of(path))
 
 

@@ -43,7 +43,7 @@ def texts_in(node: Any, path: Path = (), *, free: bool = False) -> Iterator[tupl
                 yield at, value
         elif kind is dict:
             below = [
-                ((*at, name), each, free or (name in _FREE and type(each) is dict))
+                ((*at, name), each, free or (name in _FREE and type(each) is not str))
                 for name, each in value.items()
                 if free or is_text(name, each) or _is_said(name, value)
             ]

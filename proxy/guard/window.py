@@ -156,8 +156,8 @@ class Window:
             closed += reading.closes
         elif data.startswith(b"[DONE]"):
             closed.append(EVERYTHING)
-        elif data:
-            # Nobody can tell what this says: it is looked at as it is.
+        elif data or raw.strip():
+            # Nobody can tell what this says (it may be no event at all): it is looked at as it is.
             held.raw, found = scrub(self._looker, raw, "other")
             self._tally.note_whole(found, [raw])
         held.says_it = self._tally.is_blocked

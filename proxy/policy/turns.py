@@ -16,6 +16,8 @@ MESSAGES: Final = "messages"
 RESPONSES: Final = "responses"
 CONVERSATIONS: Final = frozenset((CHAT, MESSAGES, RESPONSES))
 """Routes whose requests are conversations."""
+MOST_MESSAGES: Final = 10_000
+"""Longer ones are no vendor's and nobody's; to judge them would hold up everybody else."""
 
 # Tuples, as a stranger may say a list where a word is meant, which has no hash.
 _TEXTS: Final = ("text", "input_text", "output_text")
@@ -87,7 +89,8 @@ class Turns:
 
 
 def read_turns(call: Call, route: str) -> Turns | None:
-    """The turns of a request for ``route``; ``None`` if that is no conversation or has no list of messages."""
+    """The turns of a request for ``route``; ``None`` if that is no conversation, has no list of messages or one
+    of more than ``MOST_MESSAGES``."""
     if route not in CONVERSATIONS:
         return None
     fields = call.fields
@@ -99,7 +102,7 @@ def read_turns(call: Call, route: str) -> Turns | None:
         items.append(Turn("system", read_text(outside)))
     if type(listed) is str and route == RESPONSES:
         items.append(Turn("user", listed))
-    elif type(listed) is list:
+    elif type(listed) is list and len(listed) <= MOST_MESSAGES:
         read = _read_item if route == RESPONSES else _read_message
         items += [read(each, at) for at, each in enumerate(listed) if type(each) is dict]
     else:

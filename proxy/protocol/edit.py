@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection
-from json.scanner import make_scanner
+from collections.abc import Collection
 from typing import Any, Final
 
 import orjson
 
 _SPACE: Final = re.compile(r"[ \t\n\r]*")
-# Both find where a value stops in one step, however much is in it; what they make of it is not looked at. Numbers may
-# have any number of digits for the second one, which takes ten times as long.
-_scan: Final = make_scanner(json.JSONDecoder(strict=False))
-_scan_long_numbers: Final = make_scanner(json.JSONDecoder(strict=False, parse_int=float))
+# Finds where a value stops in one step, however much is in it; what it makes of it is not looked at.
+_scan: Final = json.JSONDecoder().raw_decode
 
 
 def rename_model(body: bytes, fields: dict[str, Any], model: str) -> bytes:
@@ -67,25 +64,17 @@ def find_members(body: bytes) -> dict[str, tuple[int, int, int, int]]:
     """Where each member of the object stands: start and stop of its name, start and stop of its value. ``body`` must
     have been parsed: this looks for structure and finds no faults."""
     text = body.decode()
-    try:
-        found = _find(text, _scan)
-    except ValueError:
-        found = _find(text, _scan_long_numbers)
-    return found if len(text) == len(body) else _in_bytes(found, text)
-
-
-def _find(text: str, scan: Callable[[str, int], tuple[Any, int]]) -> dict[str, tuple[int, int, int, int]]:
     found: dict[str, tuple[int, int, int, int]] = {}
     at = _behind_space(text, _behind_space(text, 0) + 1)
     while text[at] != "}":
-        name, key_stop = scan(text, at)
+        name, key_stop = _scan(text, at)
         value_at = _behind_space(text, _behind_space(text, key_stop) + 1)
-        _, value_stop = scan(text, value_at)
+        _, value_stop = _scan(text, value_at)
         found[name] = (at, key_stop, value_at, value_stop)
         at = _behind_space(text, value_stop)
         if text[at] == ",":
             at = _behind_space(text, at + 1)
-    return found
+    return found if len(text) == len(body) else _in_bytes(found, text)
 
 
 def _behind_space(text: str, at: int) -> int:

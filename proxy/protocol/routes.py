@@ -210,6 +210,7 @@ _TABLE: Final = _table()
 _MEANT: Final = {"/v1" + path: route.name for _, path, route, _ in _UNDERSTOOD if route.has_json_body} | {
     path: route.name for _, path, route, _ in _UNDERSTOOD if route.has_json_body
 }
+_MEANT["/v1/messages/batches"] = "messages"
 _GRAMMARS: Final = {route.name: route.grammar for _, _, route, _ in _UNDERSTOOD}
 
 _MODEL_NAME: Final = re.compile(r"(?:/(?:openai|anthropic|mistral))?(?:/v1)?/models/[^/]+")
@@ -248,7 +249,8 @@ def grammar_of(route_name: str) -> Grammar:
 
 def resembles(path: str) -> str:
     """Name of the understood operation that a server might take ``path`` (of a `Located`) for, though it passes
-    through here: it differs in its case or by a slash at its end, or was asked for by other means. Empty for none."""
+    through here: it differs in its case or by a slash at its end, was asked for by other means, or is many of it in
+    one. Empty for none."""
     return _MEANT.get(path.rstrip("/").lower(), "")
 
 

@@ -64,7 +64,7 @@ SERIES: Final[tuple[Series, ...]] = (
     _counter("pattern_requests_total", "result", "Conversations that rules might have answered, by what came of it."),
     _counter("pattern_answers_total", "rule", "Answers that a rule gave, by rule."),
     _counter("policy_saved_usd_total", "policy", "US dollars that policies saved against doing without, estimated."),
-    _counter("policy_lost_usd_total", "policy", "US dollars that policies cost where they saved nothing."),
+    _counter("policy_lost_usd_total", "policy", "US dollars that policies cost beyond what they saved."),
     _counter("policy_saved_tokens_total", "policy", "Tokens of prompts that were not sent, and of calls not made."),
     _counter("summaries_total", "result", "Summaries of conversations: made, found ready, waited for with others."),
     _counter("summary_failures_total", "reason", "Requests that got no summary in time."),

@@ -16,11 +16,12 @@ from typing import Any
 
 from proxy.clock import Clock, Deadlines
 from proxy.upstream import faults
-from proxy.upstream.base import BodySource, Origin, Over, Patience, Receiver, UpstreamRequest
+from proxy.upstream.base import Origin, Over, Patience, Receiver, UpstreamRequest
 from proxy.upstream.compose import make_head
 from proxy.upstream.connect import Connector
 from proxy.upstream.counts import Caps, Counts
 from proxy.upstream.pool import Limits, OriginPool
+from proxy.upstream.sending import send_until
 from proxy.upstream.until import Until
 from proxy.upstream.wire import Hold, StaleError, WireConnection
 
@@ -132,7 +133,7 @@ class WireTransport:
             if isinstance(request.body, bytes):
                 await _end_of(hold)
             else:
-                await self._upload(connection, request.body, hold)
+                await send_until(connection.upload(request.body), _end_of(hold))
         except StaleError:
             if not isinstance(request.body, bytes):
                 raise faults.reset("reset", "a reused connection died, and the body cannot be sent again") from None
@@ -180,16 +181,6 @@ class WireTransport:
         pool = self._pools.get(request.origin) or self._pool(request.origin)
         connection = await self._open(pool, patience, started_at, fresh=True)
         await _end_of(self._send(connection, request, head, receiver, patience, started_at))
-
-    async def _upload(self, connection: WireConnection, body: BodySource, hold: Hold) -> None:
-        """Send a streamed body while the answer may already be coming; the exchange's end ends the sending."""
-        upload = connection.upload(body)
-        try:
-            await _end_of(hold)
-        finally:
-            if not upload.done():
-                upload.cancel()
-                await asyncio.wait((upload,))
 
     async def _open(self, pool: OriginPool, patience: Patience, started_at: float, *, fresh: bool) -> WireConnection:
         """A connection for one exchange: a new one, or (unless ``fresh``) one that became free while queueing."""

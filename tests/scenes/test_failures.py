@@ -456,7 +456,7 @@ async def test_a_shared_error_does_not_collect_frames(
         frames, trace = frames + 1, trace.tb_next
 
     assert [response.status for response in responses] == [502] * callers
-    assert frames <= 5
+    assert frames <= 6
 
 
 async def test_a_bug_in_production_is_an_internal_error_for_all_and_leaves_nothing_behind(

@@ -388,7 +388,8 @@ async def test_a_built_in_guard_blocks_before_anything_is_asked() -> None:
         await stage.at_rest()
 
         assert stage.upstream.calls == 0
-        assert stage.series('guard_results_total{guard="cards",result="blocked"}') == 1
+        assert stage.series('guard_vetted_total{result="checked"}') == 1
+        assert stage.series('guard_results_total{guard="cards",result="blocked"}') == 2
         assert CARD.encode() not in stage.log_output.getvalue()
 
 

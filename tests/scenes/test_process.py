@@ -610,11 +610,11 @@ async def test_healthcheck_tells_a_ready_process_from_none(tmp_path: Path, upstr
 
 
 async def test_version_names_the_version(tmp_path: Path) -> None:
-    """As a command and as an option."""
-    for words in ("version", "--version"):
+    """As a command, which also says whether the build is compiled, and as an option."""
+    for words, build in (("version", " (pure)"), ("--version", "")):
         ended = await run(words, cwd=tmp_path)
 
-        assert (ended.code, ended.out, ended.err) == (0, f"sameflight {__version__}\n", "")
+        assert (ended.code, ended.out, ended.err) == (0, f"sameflight {__version__}{build}\n", "")
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda words: " ".join(words) or "sameflight")

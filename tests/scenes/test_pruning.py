@@ -234,7 +234,7 @@ async def test_a_summary_is_paid_for_by_the_key_whose_conversation_it_is() -> No
     env = {"SAMEFLIGHT_KEY_PEPPER": PEPPER}
     async with Many(PROVIDERS, models, extra=extra, env=env, auth="required") as stage:
         stage.upstreams["cheap"].respond_with(sums_up())
-        form = {"name": "k", "models": ["smart"], "limits": {"requests_per_minute": 2}}
+        form = {"name": "k", "models": ["smart"], "limits": {"requests_per_minute": 1}}
         issued = await stage.app.vault.issuer.create(form)
         first = await say(stage, talk(11), key=issued.token)
         limited = await say(stage, talk(11), key=issued.token)

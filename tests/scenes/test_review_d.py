@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import pytest
+import gzip
+import json
 from typing import Any
 
-from proxy.policy.pruning import SUMMARY_HEADING
+import pytest
+
+from proxy.policy.turns import MOST_MESSAGES
 from tests.fakes.clock import FrozenClock
-from tests.fakes.gates import Gate, wait_until
+from tests.fakes.gates import Gate
 from tests.fakes.upstream import Call
-from tests.scenes.many import PLACEHOLDER, Many, answers, refusal, text_in, text_of
-from tests.scenes.stage import MESSAGES, chat, completion
-from tests.scenes.test_policy_savings import rows_of
+from tests.scenes.many import PLACEHOLDER, Many, text_in, text_of
+from tests.scenes.stage import chat, completion
 
 PEPPER = "a-pepper-for-policies-that-meet"
 RESPONSES = "/v1/responses"
@@ -19,7 +21,6 @@ HARD = "Analyse the goal, compare both and say why, step by step."
 PROVIDERS: dict[str, Any] = {name: {"kind": "compatible"} for name in ("cheap", "strong")}
 MODELS: dict[str, Any] = {"small": {"targets": ["cheap/llama"]}, "large": {"targets": ["strong/qwen"]}}
 AUTO: dict[str, Any] = {"tiers": {"simple": "small", "complex": "large"}}
-RULES: dict[str, Any] = {"rules": {"hi": {"phrases": ["hi"], "answers": ["Hello there!"]}}}
 PRUNING: dict[str, Any] = {"messages": 4, "block": 4}
 SUMMARY: dict[str, Any] = {"model": "small", "max_tokens": 40}
 NOTES = "The user counts upwards. " * 4
@@ -44,16 +45,17 @@ def sent(stage: Many, name: str) -> list[dict[str, Any]]:
     return [call.json() for call in stage.upstreams[name].history]
 
 
-@pytest.mark.parametrize("kind", [["function"], {"of": "function"}])
-async def test_a_tool_of_a_type_that_is_no_word_is_the_providers_to_refuse(kind: object) -> None:
+async def test_a_tool_of_a_type_that_is_no_word_is_the_providers_to_refuse() -> None:
     """Where functions are dropped for simple requests; it is no error of the proxy's."""
     tiers = {"simple": {"model": "small", "drop_tools": True}, "complex": "large"}
     async with house(tiers={"auto": {"tiers": tiers}}) as stage:
-        response = await stage.say("auto", tools=[{"type": kind}, {"type": "function", "function": {"name": "f"}}])
+        odd: list[object] = [["function"], {"of": "function"}]
+        function = {"type": "function", "function": {"name": "f"}}
+        responses = [await stage.say("auto", tools=[{"type": kind}, function]) for kind in odd]
         await stage.at_rest()
 
-        assert response.status == 200
-        assert sent(stage, "cheap")[0]["tools"] == [{"type": kind}]
+        assert [response.status for response in responses] == [200, 200]
+        assert [body["tools"] for body in sent(stage, "cheap")] == [[{"type": kind}] for kind in odd]
 
 
 async def test_a_summary_in_mistrals_dialect_is_asked_for_in_its_words() -> None:
@@ -73,6 +75,7 @@ async def test_a_summary_in_mistrals_dialect_is_asked_for_in_its_words() -> None
         assert (question.get("max_tokens"), "max_completion_tokens" in question) == (40, False)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("call", "result"),
     [
@@ -101,21 +104,22 @@ async def test_calls_of_every_kind_stay_with_their_results(call: dict[str, Any],
 
 
 @pytest.mark.parametrize("on_failure", ["drop", "keep"])
-@pytest.mark.parametrize("header", [("cache-control", "only-if-cached"), ("x-sameflight-cache", "only")])
-async def test_a_caller_who_wants_no_call_causes_none_for_a_summary_either(
-    header: tuple[str, str], on_failure: str
-) -> None:
+async def test_a_caller_who_wants_no_call_causes_none_for_a_summary_either(on_failure: str) -> None:
     """There is no answer to find then; it is not looked for at an upstream's cost."""
     async with house(pruning={**PRUNING, "summary": {**SUMMARY, "on_failure": on_failure}}) as stage:
         stage.upstreams["cheap"].respond_with(sum_up)
         body = {"model": "large", "messages": talk(11)}
-        [response] = await stage.crowd(1, body, headers=[header])
+        said = [
+            (await stage.crowd(1, body, headers=[header]))[0].status
+            for header in (("cache-control", "only-if-cached"), ("x-sameflight-cache", "only"))
+        ]
         await stage.at_rest()
 
-        assert response.status == 504
+        assert said == [504, 504]
         assert stage.calls() == {}
 
 
+@pytest.mark.long
 async def test_what_a_caller_forbids_to_keep_is_not_kept_as_an_answer_to_a_question_about_it() -> None:
     """A summary is asked for under the caller's own wish; the cache, which others may read on a disk, has none."""
     async with house(pruning={**PRUNING, "summary": SUMMARY}) as stage:
@@ -162,6 +166,7 @@ async def test_conversations_that_begin_with_the_same_words_do_not_hold_each_oth
         ]
 
 
+@pytest.mark.long
 async def test_a_conversation_keeps_its_tier_while_tools_are_called() -> None:
     """What a tool answered belongs to the question for which it was called."""
     asked = [{"role": "user", "content": HARD}]
@@ -174,3 +179,95 @@ async def test_a_conversation_keeps_its_tier_while_tools_are_called() -> None:
         await stage.at_rest()
 
         assert {(each.header("x-sameflight-tier") or "").partition(";")[0] for each in said} == {"complex"}
+
+
+async def test_a_summary_is_no_request_of_its_callers_and_takes_no_place_of_theirs() -> None:
+    """One request a minute and one at a time are the caller's; one that waits in vain for its summary, which is being
+    made still, is answered all the same."""
+    clock, hang = FrozenClock(), Gate("the summary")
+
+    async def wait(call: Call) -> None:
+        await hang.wait()
+        await sum_up(call)
+
+    extra = {"pruning": {**PRUNING, "summary": {**SUMMARY, "timeout_s": 5.0, "most_input_tokens": 500}}}
+    env = {"SAMEFLIGHT_KEY_PEPPER": PEPPER}
+    async with Many(PROVIDERS, MODELS, extra=extra, env=env, clock=clock) as stage:
+        stage.upstreams["cheap"].respond_with(wait)
+        limits = {"requests_per_minute": 1, "concurrent": 1}
+        issued = await stage.app.vault.issuer.create({"name": "k", "limits": limits})
+        asked = await stage.ask({"model": "large", "messages": talk(11)}, key=issued.token)
+        await hang.reached()
+        clock.advance(5.1)
+        stage.app.deadlines.sweep()
+        first = await asked.read_end()
+        second = await (await stage.ask({"model": "large", "messages": talk(3)}, key=issued.token)).read_end()
+        hang.open()
+        await stage.at_rest()
+        [account] = stage.app.vault.limiter._accounts.values()
+
+        assert (first.status, second.status) == (200, 429)
+        assert account.running == 0
+
+
+@pytest.mark.long
+async def test_a_rules_answer_needs_no_room_in_a_budget() -> None:
+    """A virtual model has no price and an answer by rule needs none, though calls without a price are refused."""
+    rules = {"rules": {"hi": {"phrases": ["hi"], "answers": ["Hello there!"]}}}
+    extra = {"tiers": {"auto": AUTO}, "patterns": rules}
+    env = {"SAMEFLIGHT_KEY_PEPPER": PEPPER}
+    async with Many(PROVIDERS, MODELS, extra=extra, env=env, budget_unpriced="refuse") as stage:
+        issued = await stage.app.vault.issuer.create({"name": "k", "budget": "1/month"})
+        hi = await (await stage.ask(chat("hi", model="auto"), key=issued.token)).read_end()
+        other = await (await stage.ask(chat("so", model="auto"), key=issued.token)).read_end()
+        await stage.at_rest()
+
+        assert (hi.status, text_in(hi)) == (200, "Hello there!")
+        assert other.status == 402
+
+
+async def test_equal_requests_are_one_call_whatever_is_made_of_them_and_however_they_came() -> None:
+    """With every policy on: some compressed, some with white space that goes, all before the first summary."""
+    gate = Gate("all are there")
+
+    async def wait(call: Call) -> None:
+        await gate.wait()
+        await call.answer_json(completion(text_of("strong")))
+
+    slim = {"model": "auto", "messages": [{"role": "system", "content": "be  good  "}, *talk(11)]}
+    slim["messages"][-1] = {"role": "user", "content": HARD}
+    plain = json.dumps(slim).encode()
+    tidy = plain.replace(b"be  good  ", b"be good")
+    extra = {"tiers": {"auto": {**AUTO, "newcomers": {"messages": 1}}}, "slimming": {"squeeze": True}}
+    extra |= {"pruning": {**PRUNING, "summary": SUMMARY}, "cache_classes": {}, "flags": {"tiers": "99%"}}
+    async with house(**extra) as stage:
+        stage.upstreams["cheap"].respond_with(sum_up)
+        stage.upstreams["strong"].respond_with(wait)
+        asked = []
+        for body, encoding in (
+            (plain, ""),
+            (gzip.compress(plain), "gzip"),
+            (tidy, ""),
+            (gzip.compress(tidy), "gzip"),
+        ):
+            headers = [("content-type", "application/json"), *([("content-encoding", encoding)] if encoding else [])]
+            asked += [await stage.ask(body, headers=headers, key=PLACEHOLDER) for _ in range(3)]
+        await stage.attached(12)
+        gate.open()
+        responses = [await response.read_end() for response in asked]
+        await stage.at_rest()
+
+        assert {text_in(response) for response in responses} == {text_of("strong")}
+        assert stage.calls() == {"cheap": 1, "strong": 1}
+
+
+@pytest.mark.long
+async def test_a_list_of_more_messages_than_anybody_says_is_not_judged() -> None:
+    """It goes to the baseline as it came, and holds nobody up."""
+    body = {"model": "auto", "messages": [{"role": "user", "content": "hi"}] * (MOST_MESSAGES + 1)}
+    async with house(tiers={"auto": AUTO}, pruning=PRUNING) as stage:
+        [response] = await stage.crowd(1, body)
+        await stage.at_rest()
+
+        assert (response.status, text_in(response)) == (200, text_of("strong"))
+        assert sent(stage, "strong")[0]["messages"] == body["messages"]

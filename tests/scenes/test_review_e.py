@@ -14,12 +14,13 @@ from proxy.guard import run
 from proxy.guard.remote import RemoteGuards
 from proxy.guard.run import GuardRunner, Matter
 from tests.fakes.clock import FrozenClock
-from tests.fakes.gates import wait_until
+from tests.fakes.gates import Gate, wait_until
+from tests.fakes.upstream import Call
 from tests.scenes.guarded import CARD, CARDS, guarded
 from tests.scenes.many import PLACEHOLDER
 from tests.scenes.stage import CHAT, MESSAGES, chat, completion, stream_events
 from tests.scenes.test_guards import BLOCKS, HOOK, MULTIPART, UPGRADE, error_of
-from tests.scenes.test_guards_stream import PATROLS, RESPONSES, named
+from tests.scenes.test_guards_stream import PATROLS, RESPONSES, SSE, named
 
 BEFORE: dict[str, Any] = {"cards": {**CARDS, "mode": "before"}}
 BARE = CARD.replace(" ", "")
@@ -31,10 +32,12 @@ JSON = [("content-type", "application/json")]
 
 HIDDEN: dict[str, tuple[str, dict[str, Any]]] = {
     "behind the beginning of an inline file": (CHAT, chat(f"data: my card is {CARD}")),
-    "in the name of who speaks": (CHAT, {"model": "m", "messages": [{"role": "user", "name": BARE, "content": "hi"}]}),
+    "in the name of who speaks": (
+        CHAT, {"model": "m", "messages": [{"role": "user", "name": BARE, "content": "hi"}]},
+    ),
     "among the values of a tool's parameter": (
         CHAT,
-        chat(tools=[{"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": {"enum": [CARD]}}}}}]),
+        chat(tools=[{"type": "function", "function": {"name": "f", "parameters": {"x": {"enum": [CARD]}}}}]),
     ),
     "in the example of a tool": (
         MESSAGES,
@@ -60,17 +63,16 @@ HIDDEN: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("where", HIDDEN)
-async def test_a_card_is_found_wherever_the_model_would_read_it(where: str) -> None:
+async def test_a_card_is_found_wherever_the_model_would_read_it() -> None:
     """However it is written and wherever it stands in the request."""
-    path, body = HIDDEN[where]
     async with guarded(BEFORE) as stage:
         stage.upstream.respond_with(lambda call: call.answer_json(completion()))
-        response = await (await stage.ask(body, path=path)).read_end()
+        for where, (path, body) in HIDDEN.items():
+            response = await (await stage.ask(body, path=path)).read_end()
+            assert (where, response.status) == (where, 400)
+            assert error_of(response.body)["message"] == "The request was blocked by the guard 'cards'."
         await stage.at_rest()
 
-        assert response.status == 400
-        assert error_of(response.body)["message"] == "The request was blocked by the guard 'cards'."
         assert stage.upstream.calls == 0
 
 
@@ -88,91 +90,82 @@ async def test_what_is_redacted_in_such_places_leaves_the_rest_as_it_was() -> No
         assert call.json() == chat("süß [CARD] and [CARD], 词 \u200b ok", user="ann")
 
 
-@pytest.mark.parametrize(
-    "text", ["the fal\u200bcon", "ｆａｌｃｏｎ", "_Falcon_", '{"a": "f\\u0061lcon"}', "fal\u00adcon"]
-)
-async def test_a_word_is_found_however_it_is_set(text: str) -> None:
+async def test_a_word_is_found_however_it_is_set() -> None:
     """Wide letters, invisible characters, emphasis and escapes do not make another word of it."""
     async with guarded({"list": {"kind": "words", "words": ["falcon"], "mode": "before"}}) as stage:
         stage.upstream.respond_with(lambda call: call.answer_json(completion()))
-        response = await (await stage.ask(chat(text))).read_end()
+        for text in ("the fal\u200bcon", "ｆａｌｃｏｎ", "_Falcon_", '{"a": "f\\u0061lcon"}', "fal\u00adcon"):
+            response = await (await stage.ask(chat(text))).read_end()
+            assert (text, response.status) == (text, 400)
         await stage.at_rest()
 
-        assert (response.status, stage.upstream.calls) == (400, 0)
+        assert stage.upstream.calls == 0
 
 
-@pytest.mark.parametrize(
-    "pieces", [["4111\u00a01111", "\u00a01111\u00a0", "1111 ok"], ["４１", "１１" * 6, "１１ ok"]]
-)
-async def test_an_oddly_written_card_is_found_in_a_stream_as_well(pieces: list[str]) -> None:
+async def test_an_oddly_written_card_is_found_in_a_stream_as_well() -> None:
     """Models like spaces and hyphens that do not break."""
     async with guarded({"cards": {**CARDS, "mode": "after", "action": "redact"}}) as stage:
-        stage.upstream.respond_with(lambda call: call.answer_sse(stream_events("card: ", *pieces)))
-        response = await (await stage.ask(chat(stream=True))).read_end()
+        for pieces in (["4111\u00a01111", "\u00a01111\u00a0", "1111 ok"], ["４１", "１１" * 6, "１１ ok"]):
+            events = stream_events("card: ", *pieces)
+            stage.upstream.respond_with(lambda call, events=events: call.answer_sse(events))
+            response = await (await stage.ask(chat(stream=True))).read_end()
+            said = [json.loads(line[6:]) for line in response.body.splitlines() if line.startswith(b"data: {")]
+            assert "".join(each["choices"][0]["delta"]["content"] for each in said) == "card: [CARD] ok"
         await stage.at_rest()
 
-        assert b"[CARD]" in response.body
-        said = [json.loads(line[6:]) for line in response.body.splitlines() if line.startswith(b"data: {")]
-        assert "".join(each["choices"][0]["delta"].get("content", "") for each in said) == "card: [CARD] ok"
 
-
-@pytest.mark.parametrize(
-    ("path", "body"),
-    [
-        ("/v1/completions", {"model": "m", "prompt": [9906, 1917]}),
-        ("/v1/completions", {"model": "m", "prompt": ["hi", [9906, 1917]]}),
-        ("/v1/embeddings", {"model": "m", "input": [[9906, 1917]]}),
-    ],
-)
 @pytest.mark.parametrize("fail", ["open", "closed"])
-async def test_a_text_in_tokens_does_not_slip_past_a_guard(path: str, body: dict[str, Any], fail: str) -> None:
+async def test_a_text_in_tokens_does_not_slip_past_a_guard(fail: str) -> None:
     """Nobody here can read it; so it is let pass only where the guard fails open."""
     async with guarded({"cards": {**BEFORE["cards"], "fail": fail}}) as stage:
         stage.upstream.respond_with(lambda call: call.answer_json(completion()))
-        response = await (await stage.ask(body, path=path)).read_end()
+        for path, said in (
+            ("/v1/completions", {"prompt": [9906, 1917]}),
+            ("/v1/completions", {"prompt": ["hi", [9906, 1917]]}),
+            ("/v1/embeddings", {"input": [[9906, 1917]]}),
+        ):
+            response = await (await stage.ask({"model": "m", **said}, path=path)).read_end()
+            assert (said, response.status) == (said, 200 if fail == "open" else 400)
         await stage.at_rest()
 
-        assert response.status == (200 if fail == "open" else 400)
-        assert stage.upstream.calls == (fail == "open")
+        assert stage.upstream.calls == (3 if fail == "open" else 0)
 
 
 # -- other ways to the same model -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "headers"),
-    [
-        ("POST", CHAT, MULTIPART),
-        ("POST", CHAT + "/", JSON),
-        ("POST", "/v1/Chat/Completions", JSON),
-        ("POST", "/openai/v1/chat/completions/", JSON),
-        ("PUT", CHAT, JSON),
-        ("GET", RESPONSES, UPGRADE),
-    ],
-)
-async def test_another_spelling_of_a_guarded_route_is_no_way_around_its_guard(
-    method: str, path: str, headers: list[tuple[str, str]]
-) -> None:
+async def test_another_spelling_of_a_guarded_route_is_no_way_around_its_guard() -> None:
     """Servers differ in what they take for the same path, and in whether they heed the content type."""
-    only = {"for": {"routes": ["chat.completions", "responses"]}}
+    only = {"for": {"routes": ["chat.completions", "messages", "responses"]}}
     async with guarded({"cards": {**BEFORE["cards"], **only}}) as stage:
         stage.upstream.respond_with(lambda call: call.answer_json(completion()))
-        body = json.dumps(chat(f"my card is {CARD}")).encode() if method != "GET" else None
-        response = await (await stage.ask(body, method=method, path=path, headers=headers)).read_end()
+        for method, path, headers in (
+            ("POST", CHAT, MULTIPART),
+            ("POST", CHAT + "/", JSON),
+            ("POST", "/v1/Chat/Completions", JSON),
+            ("POST", "/openai/v1/chat/completions/", JSON),
+            ("PUT", CHAT, JSON),
+            ("POST", MESSAGES + "/batches", JSON),
+            ("GET", RESPONSES, UPGRADE),
+        ):
+            body = json.dumps(chat(f"my card is {CARD}")).encode() if method != "GET" else None
+            response = await (await stage.ask(body, method=method, path=path, headers=headers)).read_end()
+            assert (method, path, response.status) == (method, path, 403)
         await stage.settled()
 
-        assert (response.status, stage.upstream.calls) == (403, 0)
+        assert stage.upstream.calls == 0
 
 
-@pytest.mark.parametrize("path", ["/v1/responses/resp_1", "/v1/chat/completions/chatcmpl-1", "/v1/files/f/content"])
-async def test_an_answer_that_was_kept_upstream_cannot_be_fetched_past_its_guard(path: str) -> None:
+async def test_an_answer_that_was_kept_upstream_cannot_be_fetched_past_its_guard() -> None:
     """Its id stands in the events that were let through before it was blocked."""
     async with guarded({"cards": {**CARDS, "mode": "after"}}) as stage:
         stage.upstream.respond_with(lambda call: call.answer_json({"output": CARD}))
-        response = await (await stage.ask(method="GET", path=path)).read_end()
+        for path in ("/v1/responses/resp_1", "/v1/chat/completions/chatcmpl-1", "/v1/files/f/content"):
+            response = await (await stage.ask(method="GET", path=path)).read_end()
+            assert (path, response.status) == (path, 403)
         await stage.settled()
 
-        assert (response.status, stage.upstream.calls) == (403, 0)
+        assert stage.upstream.calls == 0
 
 
 async def test_a_guard_of_requests_lets_answers_be_fetched() -> None:
@@ -234,6 +227,24 @@ async def test_a_remote_guard_reads_what_a_stream_of_responses_says_only_as_a_wh
         assert sum("a word" in text for text in asked) == 1
 
 
+async def test_an_answer_in_another_shape_than_it_says_is_no_way_past_a_guard() -> None:
+    """What can be looked at is, whatever it is called; the rest is not let through."""
+    async with guarded({"cards": {**CARDS, "mode": "after", "action": "redact"}}) as stage:
+        for kind, body, status in (
+            ("text/event-stream", json.dumps(completion(CARD)).encode(), 200),
+            ("text/event-stream", f": {CARD}\n\ndata: [DONE]\n\n".encode(), 200),
+            ("application/json", json.dumps([CARD]).encode(), 200),
+            ("application/json", json.dumps(CARD).encode(), 503),
+            ("text/plain", CARD.encode(), 503),
+        ):
+            head = [("content-type", kind)]
+            stage.upstream.respond_with(lambda call, head=head, body=body: call.answer(200, head, body))
+            response = await (await stage.ask(chat())).read_end()
+            assert (body, response.status) == (body, status)
+            assert CARD.encode() not in response.body
+        await stage.at_rest()
+
+
 # -- bounds ---------------------------------------------------------------------------------------------------
 
 
@@ -262,6 +273,35 @@ async def test_a_look_that_takes_too_long_keeps_its_place_until_it_is_over(monke
         for _ in range(8):
             runs.release()
     await wait_until(lambda: runner.looking == 0, "the threads are done")
+
+
+@pytest.mark.parametrize("fail", ["open", "closed"])
+async def test_an_event_without_end_is_not_held_for_a_remote_guard(fail: str) -> None:
+    """It cannot be judged before it is whole; beyond a bound the guard's fail mode says what becomes of it."""
+    async with guarded({"hook": {**PATROLS["hook"], "fail": fail}}) as stage:
+        rest = Gate("the rest")
+
+        async def answer(call: Call) -> None:
+            await call.send_head(200, SSE, chunked=True)
+            call.raw(b"%x\r\n%b\r\n" % ((3 << 20) + 6, b"data: " + b"x" * (3 << 20)))
+            if fail == "closed":
+                await call.client_gone()
+                return
+            await rest.wait()
+            await call.send(b"\n\n")
+            await call.end()
+
+        stage.upstream.respond_with(answer)
+        response = await stage.ask({**chat(), "stream": True})
+        if fail == "open":
+            await response.read_until(b"x" * (1 << 20))
+        else:
+            await response.read_end()
+            assert b"could not be checked" in response.body
+            assert b"xxx" not in response.body
+        rest.open()
+        await response.read_end()
+        await stage.settled()
 
 
 async def test_every_caller_that_is_blocked_has_a_line_in_the_log() -> None:

@@ -94,6 +94,7 @@ def test_the_longest_beginning_decides_about_a_model() -> None:
         ("{summary: {model: gpt-9}}", "6:21: pruning.summary.model: there is no model 'gpt-9'; name one of the cat"),
         ("{summary: {}}", "pruning.summary: 'model' is missing"),
         ("{summary: {model: tiny, on_failure: fail}}", "pruning.summary.on_failure: expected one of drop, keep"),
+        ("{summary: {model: tiny, instructions: ' '}}", "pruning.summary.instructions: they say nothing"),
         ("{block: 0}", "6:11: pruning.block: expected `int` >= 1"),
         ("{routes: [embeddings]}", "pruning.routes: "),
         ("{mesages: 3}", "6:11: pruning.mesages: there is no such key; did you mean 'messages'"),
@@ -109,6 +110,12 @@ def test_a_measure_for_an_unknown_model_is_a_warning() -> None:
     """Models that the catalog does not list may be asked for all the same."""
     [warning] = load("pruning: {models: {smartt: {messages: 3}}}").warnings
     assert "pruning.models.smartt: the catalog knows no such model; did you mean 'smart'" in str(warning)
+
+
+def test_instructions_that_nothing_would_replace_are_a_warning() -> None:
+    """They stay, as some vendors refuse instructions that say nothing."""
+    [warning] = load("slimming: {prompts: [{replace: a}]}").warnings
+    assert "slimming.prompts[0]: nothing is to stand in the place of these instructions" in str(warning)
 
 
 def test_slimming_reaches_the_record() -> None:
@@ -129,6 +136,7 @@ def test_slimming_reaches_the_record() -> None:
         ("{prompts: [{sha256: beef}]}", "slimming.prompts[0].sha256: expected 64 hexadecimal digits"),
         ("{prompts: [{replace: a}, {replace: a}]}", "slimming.prompts[1]: these instructions are replaced by ano"),
         ("{drop: [{begin: '', end: x}]}", "slimming.drop[0]: a marker must not be empty"),
+        ("{drop: [{begin: ' ', end: x}]}", "slimming.drop[0]: a marker must not be empty"),
         ("{squeeze: true, texts: some}", "slimming.texts: expected one of instructions, all"),
     ],
 )

@@ -64,8 +64,7 @@ def call_of(name: str) -> Call:
 
 @pytest.mark.parametrize("name", REQUESTS)
 def test_every_text_of_a_request_is_redacted_and_nothing_else_changes(name: str) -> None:
-    """Instructions, results and arguments of tools, what describes them, inputs and prompts; not models, ids, pictures.
-    """
+    """Instructions, results and arguments of tools, what describes them, and prompts; not models, ids, pictures."""
     check = make_check("personal_data", which=("card",))
     call = call_of(name)
     texts = read_request(call, ROUTE)
@@ -80,6 +79,7 @@ def test_every_text_of_a_request_is_redacted_and_nothing_else_changes(name: str)
     if name == "chat":
         call_made = wanted["messages"][2]["tool_calls"][0]["function"]
         call_made["arguments"] = '{"card": "[CARD]", "at": "[CARD]"}'
+        wanted["tools"][0]["function"]["parameters"]["enum"] = ["[CARD]"]
     elif name == "messages":
         wanted["messages"][1]["content"][1]["input"]["id"] = "[CARD]"
     elif name == "responses":

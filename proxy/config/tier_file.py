@@ -104,22 +104,22 @@ def make_tiers(
         if ("tiers", name) not in document.broken
         and (tiered := _Making(name, each, models, frozenset(said), document).make()) is not None
     }
-    for alias in aliases:
-        meant = _follow(alias, aliases, made)
-        if meant is not None:
-            made[alias] = made[meant]
+    _add_aliases(made, aliases)
     return MappingProxyType(made)
 
 
-def _follow(alias: str, aliases: Mapping[str, str], made: Mapping[str, Tiered]) -> str | None:
-    """The first name on the way of an alias that is a virtual model's. A circle of aliases has been reported."""
-    name, way = alias, {alias}
-    while name not in made:
-        if name not in aliases or aliases[name] in way:
-            return None
-        name = aliases[name]
-        way.add(name)
-    return name if name != alias else None
+def _add_aliases(made: dict[str, Tiered], aliases: Mapping[str, str]) -> None:
+    """Aliases that lead to a virtual model are names of it as well. Each step of a chain is taken once; a circle has
+    been reported and leads nowhere."""
+    done: set[str] = set()
+    for alias in aliases if made else ():
+        way, name = [alias], alias
+        while name not in made and name not in done and name in aliases:
+            done.add(name)
+            name = aliases[name]
+            way.append(name)
+        if name in made:
+            made.update(dict.fromkeys(way, made[name]))
 
 
 class _Making:

@@ -306,6 +306,7 @@ async def test_a_client_that_reads_a_little_in_time_is_never_cut_off(
     await client.reset()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 async def test_a_hundred_megabytes_for_a_client_that_does_not_read_wait_upstream(
     stage: Stage, framing: str

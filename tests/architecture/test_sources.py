@@ -99,6 +99,7 @@ def import_alone(modules: list[str]) -> dict[str, list[str]]:
     return found
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("part", range(4))
 def test_every_module_can_be_imported_first_and_does_nothing_but_define(part: int) -> None:

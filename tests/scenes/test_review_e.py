@@ -275,6 +275,7 @@ async def test_a_look_that_takes_too_long_keeps_its_place_until_it_is_over(monke
     await wait_until(lambda: runner.looking == 0, "the threads are done")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fail", ["open", "closed"])
 async def test_an_event_without_end_is_not_held_for_a_remote_guard(fail: str) -> None:
     """It cannot be judged before it is whole; beyond a bound the guard's fail mode says what becomes of it."""

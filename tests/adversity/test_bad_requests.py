@@ -327,6 +327,7 @@ async def test_a_client_that_never_stops_sending_is_cut_off_after_a_while(frozen
         await stage.at_rest()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", [1 << 20, 65_536])
 async def test_a_body_in_one_byte_chunks_costs_little_more_than_one_chunk(size: int) -> None:
     """CVE-2020-8659, CVE-2025-69229, RELIABILITY row 6: neither memory nor processor time explodes."""

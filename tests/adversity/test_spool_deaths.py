@@ -77,6 +77,7 @@ async def kill_and_recover(root: Path, kills: int, *, flushes: bool) -> None:
     assert os.listdir(root / "spool") == []
 
 
+@pytest.mark.long
 async def test_a_process_that_is_killed_at_any_moment_loses_no_record_that_it_has_told_of(tmp_path: Path) -> None:
     """Three kills, one heir."""
     await kill_and_recover(tmp_path, 3, flushes=False)

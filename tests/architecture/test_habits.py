@@ -6,6 +6,8 @@ import ast
 import re
 from pathlib import Path
 
+import pytest
+
 REPO = Path(__file__).parents[2]
 PROXY = sorted((REPO / "proxy").rglob("*.py"))
 TESTS = sorted((REPO / "tests").rglob("*.py"))
@@ -15,6 +17,7 @@ def name(path: Path) -> str:
     return path.relative_to(REPO).as_posix()
 
 
+@pytest.mark.long
 def test_no_test_sleeps() -> None:
     """A scene meets at gates and counters; a turn of the loop (`sleep(0)`) is no sleep."""
     sleeps = [
@@ -36,6 +39,7 @@ def test_no_module_outgrows_its_one_job() -> None:
     assert long == {}
 
 
+@pytest.mark.long
 def test_every_module_says_what_it_is_for() -> None:
     """The first thing a reader meets is the module's one law."""
     silent = [
@@ -47,6 +51,7 @@ def test_every_module_says_what_it_is_for() -> None:
     assert silent == []
 
 
+@pytest.mark.long
 def test_every_test_is_a_sentence_with_a_docstring() -> None:
     """A failing test tells what no longer holds."""
     mute = [

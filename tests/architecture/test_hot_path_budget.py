@@ -649,6 +649,7 @@ async def test_a_request_that_waits_holds_few_blocks_of_memory(kind: str) -> Non
     assert blocks <= WAITING_BLOCKS[kind]
 
 
+@pytest.mark.long
 async def test_requests_leave_nothing_behind(traced: None) -> None:
     """Ten thousand bytes over five hundred misses and five hundred hits would be twenty for each."""
     path = Path(Spy())

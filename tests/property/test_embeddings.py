@@ -6,6 +6,7 @@ import json
 import re
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -38,6 +39,7 @@ def split(body: bytes, portions: list[Portion]) -> list[bytes] | None:
     return None if parts is None else list(parts)
 
 
+@pytest.mark.long
 @given(data=st.data(), asked=requests, ascii_only=st.booleans())
 @settings(max_examples=20, deadline=None)
 def test_a_merged_call_asks_for_all_and_its_answer_comes_apart_without_loss(

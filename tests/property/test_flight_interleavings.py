@@ -166,6 +166,7 @@ SLOW_READERS = {"join": 2, "pause": 2, "resume": 2, "head": 1, "chunk": 4, "ok":
 ENDINGS = {"join": 2, "join alone": 1, "head": 1, "unshareable": 1, "chunk": 1, "fault": 1, "ok": 1, "filled": 1}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("alphabet", "least_states"),
     [(ARRIVALS, 5_000), (DEPARTURES, 5_000), (SLOW_READERS, 3_000), (ENDINGS, 6_000)],

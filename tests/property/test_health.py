@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
+import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -187,6 +188,7 @@ async def play(given_steps) -> None:
 _FAIL = [("try", False), ("leave", 0, Outcome.FAILED)]
 
 
+@pytest.mark.long
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(steps)
 @example([*_FAIL * 3, ("advance", 4.0), ("try", False), ("try", True), ("leave", 0, Outcome.FAILED), ("sweep",)])

@@ -241,6 +241,7 @@ def test_stream_in_single_bytes_is_the_same_stream(case: Case) -> None:
     )
 
 
+@pytest.mark.long
 @settings(deadline=None)
 @given(cases)
 def test_events_too_large_to_keep_do_not_make_the_result_depend_on_the_cuts(case: Case) -> None:
@@ -270,6 +271,7 @@ SPOKEN = {
 }
 
 
+@pytest.mark.long
 @settings(deadline=None)
 @given(cases)
 def test_usage_does_not_depend_on_the_cuts(case: Case) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from tests.fakes.client import RawClient, RawResponse
 from tests.fakes.clock import FrozenClock
 from tests.fakes.gates import run_ticks, wait_until
@@ -182,6 +184,7 @@ async def test_a_late_joiner_that_reads_slowly_is_served_from_the_first_byte(sta
     assert slow.ended
 
 
+@pytest.mark.long
 async def test_a_thousand_followers_of_single_bytes_do_not_starve_a_health_check(stage: Stage) -> None:
     """TC079: every byte of the upstream is a fan-out of a thousand writes, and probes are answered in between."""
     followers = await stage.ask_many(1000, chat(stream=True))

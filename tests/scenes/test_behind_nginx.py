@@ -418,6 +418,7 @@ async def test_a_body_beyond_every_limit_is_refused_in_the_shape_of_the_sdks(pla
 # -- workers that die -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 async def test_a_worker_that_is_killed_takes_only_its_own_requests_with_it_and_gets_them_back(
     front: Nginx, workers: Workers, provider: ScriptedUpstream
 ) -> None:

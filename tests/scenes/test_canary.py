@@ -217,6 +217,7 @@ async def test_no_failure_tells_a_secret_to_anybody(monkeypatch: pytest.MonkeyPa
     assert len(stage.log_output.getvalue()) > 2_000
 
 
+@pytest.mark.long
 async def test_no_process_tells_a_secret_when_it_cannot_work_or_is_killed(tmp_path: Path) -> None:
     """A real one whose database and cache are away, that is refused its settings, that shows its settings, and that
     ends by a signal: standard output and error."""

@@ -27,6 +27,7 @@ def stage_of(mock: MockUpstream) -> Many:
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("form", ["float", "base64"])
 async def test_sixty_four_callers_make_at_most_eight_calls_and_each_gets_its_own(form: str) -> None:
     """Vectors bit for bit as without merging, and usage that adds up to what the upstream charged."""

@@ -20,6 +20,7 @@ def smart(after_s: float = 0.05, most_share: float = 0.02, **said: Any) -> dict[
     return {"smart": {"targets": ["one/llama", "two/qwen"], "hedging": hedging, **said}}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("streams", [False, True], ids=["whole", "streamed"])
 async def test_a_crowd_over_a_slow_target_reads_the_answer_of_the_quicker_one(streams: bool) -> None:
     """Two calls for all of them, and the slow one is given up as soon as the other has an answer."""

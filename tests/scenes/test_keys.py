@@ -408,6 +408,7 @@ EXCEPTIONS = {
 }
 
 
+@pytest.mark.long
 async def test_two_tenants_with_the_same_request_never_meet_on_any_route() -> None:
     """At the same time, each with the widest scope there is: two calls, two answers."""
     async with make_stage() as stage:

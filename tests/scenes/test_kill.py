@@ -26,6 +26,7 @@ async def slaughter(field: Field, kills: int, chance: random.Random, most: int =
     await field.answered(most)
 
 
+@pytest.mark.long
 async def test_a_killed_proxy_loses_no_row_and_doubles_none(database_url: str, tmp_path: Path) -> None:
     """On each database: whatever answer was read to its end is paid once, and the budget has no hole."""
     async with killing_field(tmp_path, database_url) as field:

@@ -539,6 +539,7 @@ async def dropped_lines(admin_port: int) -> float:
     return next(float(line.split()[1]) for line in response.body.decode().splitlines() if line.startswith(marker))
 
 
+@pytest.mark.long
 async def test_a_log_pipe_that_nobody_reads_holds_up_no_request(tmp_path: Path, upstream: ScriptedUpstream) -> None:
     """Requests go on as if nothing were; lines beyond the buffer are dropped and counted; even the end comes."""
     upstream.respond_with(lambda call: call.answer_json(completion()))

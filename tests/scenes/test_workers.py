@@ -103,6 +103,7 @@ async def begin(upstream: ScriptedUpstream, response: RawResponse) -> Any:
     return call
 
 
+@pytest.mark.long
 async def test_a_worker_that_is_killed_fails_its_own_requests_alone_and_is_back(
     tmp_path: Path, upstream: ScriptedUpstream
 ) -> None:

@@ -468,6 +468,7 @@ async def test_call_that_breaks_before_its_answer_is_whole_raises_on_both_sides(
 # --- retries and time-outs ---
 
 
+@pytest.mark.long
 async def test_retries_succeed_after_the_same_number_of_calls(sides: Sides) -> None:
     """429 with retry-after, then an answer; two 503s, then an answer: the SDK repeats its calls as often as without
     the proxy."""
@@ -540,6 +541,7 @@ async def test_time_out_is_told_just_before_it_where_the_proxy_heeds_it(sides: S
     assert outcome.failure["code"] == "caller_deadline"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "heeds"), [(BLOCKING, True), (ASYNCHRONOUS, False)])
 async def test_retry_after_a_time_out_joins_the_call_that_is_still_running(kind: str, heeds: bool) -> None:
     """Directly every attempt is a call of its own; through the proxy the second one gets the answer of the first."""

@@ -453,6 +453,7 @@ async def test_a_full_ring_lets_go_of_a_key_that_is_not_used(frozen_clock: Froze
     assert (len(rig.ring), rig.ring.evictions) == (4, 1)
 
 
+@pytest.mark.long
 async def test_a_hundred_thousand_keys_in_zipf_traffic_are_found_in_memory(frozen_clock: FrozenClock) -> None:
     """Hit rate above 99 % over minutes of traffic, one request in a hundred with a key that nobody knows: those are
     the only ones that ever wait."""

@@ -78,6 +78,7 @@ async def check_cut(root: Path, whole: Path, data: bytes, ends: list[tuple[int, 
     assert bool(estate.torn) is torn, at
 
 
+@pytest.mark.long
 async def test_a_segment_cut_at_every_byte_gives_back_everything_before_the_cut(tmp_path: Path) -> None:
     """A torn tail costs itself; what was opened before it and not closed is lost and billed."""
     path = leave_behind(tmp_path / "dead", range(2), range(0))

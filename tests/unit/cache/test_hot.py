@@ -396,6 +396,7 @@ def test_purged_entry_is_not_refreshed():
     assert not hot.begin_refresh(key(1), 20.0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("headers", "chunks"), [(0, (b"",)), (10, (b"x" * 2000,)), (4, (b"y" * 90,) * 150)])
 def test_weight_counted_is_what_the_entries_really_take(headers, chunks):
     """The byte bound is a bound of memory, not of payload."""

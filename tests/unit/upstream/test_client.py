@@ -754,6 +754,7 @@ async def echo(frozen_clock: FrozenClock) -> AsyncIterator[tuple[WireRig, Origin
     await listener.wait_closed()
 
 
+@pytest.mark.long
 async def test_ten_thousand_tagged_exchanges_with_random_cancellations_never_mix(
     echo: tuple[WireRig, Origin, set[EchoServer]],
 ) -> None:

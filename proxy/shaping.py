@@ -1,9 +1,9 @@
 """What policies make of a request before it is planned: answered at once, sent to another model, made shorter, or
 refused. Everything here happens before the fingerprint, so that requests which become equal share a flight.
 
-The order is fixed: pattern → guards before → tier → slimming → pruning → cache class. Decisions are `policy`'s and
-`guard`'s; here they are carried out, on the exchange's call and body. Only a summary and a
-guard's look at a long text have to be waited for.
+The order is fixed: pattern → guards before → cache class → tier → slimming → pruning. The cache class is of what the
+caller asked, before anything is left out. Decisions are `policy`'s and `guard`'s; here they are carried out, on the
+exchange's call and body. Only a summary and a guard's look at a long text have to be waited for.
 """
 
 from __future__ import annotations

@@ -436,8 +436,9 @@ async def fly(seed: int, habits: Habits, limit_s: float) -> None:
         assert len(table) == 0
         assert app.deadlines.armed <= idle
         assert sum(table.endings.values()) == table.started
+        # A kept connection that the upstream reset is tried once more on another, so calls may exceed flights.
         assert len(upstream.tags) <= attempts <= table.started + app.transport.describe()["counts"]["stale_retries"]
-        assert len(upstream.tags) < habits.requests
+        assert table.started < habits.requests
         assert habits.meets(stage) > 0
         assert table.watchdog == 0
         assert app.runner.bugs == 0

@@ -118,7 +118,7 @@ class Books:
         if subscription is None or report is None or report.ended_at or report.booked:
             return
         flight = subscription.flight
-        if flight.payer is None and not flight.subscribers and flight.task is not None:
+        if not flight.is_paid and not flight.subscribers and flight.task is not None:
             before, self._pledges[flight] = self._pledges.get(flight), _take_reservation(exchange)
             if before is not None:
                 before.refund()
@@ -214,12 +214,12 @@ class Books:
         work: Work = flight.work
         report.booked = True
         unsettled, flight.unsettled = flight.unsettled, []
-        orphaned = flight.payer is None and report.attempts > 0 and report.usage is not None
+        orphaned = not flight.is_paid and report.attempts > 0 and report.usage is not None
         pledge = self._pledges.pop(flight, None)
         if orphaned and pledge is None and unsettled and work.charge == "split":
             pledge = _take_reservation(unsettled[-1])
-        if work.charge == "split" and flight.payer is not None:
-            sharers = [each for each in unsettled if each.subscription is flight.payer or _got_some(each)]
+        if work.charge == "split" and flight.is_paid:
+            sharers = [each for each in unsettled if each.subscription.pays or _got_some(each)]
             report.parts = len(sharers) + len(flight.subscribers)
         for exchange in unsettled:
             self.account(exchange)
@@ -293,7 +293,7 @@ def _charge(exchange: Exchange, report: Report | None) -> tuple[Account, Usage |
         return save(usage, price, whole=whole, policy=policy), usage if policy == "each" else None, None
     flight = subscription.flight
     work: Work = flight.work
-    leads = flight.payer is subscription
+    leads = subscription.pays
     upstream = _paid(report, work) if leads else None
     still_read = not exchange.ended_at  # when the call was divided
     if report.parts and (leads or still_read or _got_some(exchange)):

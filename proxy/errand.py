@@ -150,12 +150,12 @@ class _Errand:
         exchange = self._exchange
         if exchange.accounted:
             return
-        exchange.error = error
+        exchange.error = error.freed()
         if not exchange.status:
             exchange.status = error.kind.status
         upstream = error.kind.side is Side.UPSTREAM
         self._finish("upstream_failed" if upstream else error.kind.code)
-        self._resolve(lambda: self._answered.set_exception(error.with_traceback(None)))
+        self._resolve(lambda: self._answered.set_exception(error))
 
     def leave(self) -> None:
         """Nobody waits for it any more."""

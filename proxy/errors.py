@@ -131,6 +131,12 @@ class ProxyError(Exception):
         self.retry = retry
         self.retry_after_s = retry_after_s
 
+    def freed(self) -> ProxyError:
+        """This error, without the frames that it came through. They know whoever catches it, so who keeps an error
+        frees it first: else every refusal is a circle of everything that the request was, left to the collector."""
+        self.__traceback__ = self.__context__ = self.__cause__ = None
+        return self
+
     def __str__(self) -> str:
         return f"{self.kind.code}: {self.public}" + (f" ({self.detail})" if self.detail else "")
 

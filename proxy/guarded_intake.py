@@ -294,8 +294,8 @@ class GuardedIntake(Intake):
         if self._seen_bytes and not report.relayed and self._plan.route.reports_usage:
             if report.usage is None:
                 self._book_unseen()
-            if flight.payer is None:
-                flight.payer = next(iter(flight.subscribers), None)  # who asked for it pays for it, seen or not
+            if not flight.is_paid:
+                flight.charge_earliest()  # who asked for it pays for it, seen or not
         flight.seal(Ending.BLOCKED, error)
         flight.flush()
 

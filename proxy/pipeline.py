@@ -376,7 +376,7 @@ class Pipeline:
         if work.charge != "split":
             if report.ended_at or flight.task is None:
                 return False
-            if work.charge != "each" and flight.payer is not subscription:
+            if work.charge != "each" and not subscription.pays:
                 return False
         exchange.ended_at = self._clock.now()
         flight.unsettled.append(exchange)

@@ -352,7 +352,7 @@ class Relay:
             return
         self._last = []
         exchange = self.exchange
-        exchange.error = error
+        exchange.error = error.freed()
         dialect = dialect_of(exchange)
         outcome = failed_outcome(error)
         if self._begun or exchange.status == 101:

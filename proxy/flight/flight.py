@@ -87,13 +87,13 @@ class Flight:
         "finishing",
         "head",
         "id",
+        "is_paid",
         "key",
         "last_words",
         "leave_s",
         "linger",
         "mapped",
         "paused",
-        "payer",
         "peak",
         "phase",
         "producer",
@@ -140,8 +140,8 @@ class Flight:
         self.producer_paused = False
         self.subscribers: dict[Subscription, None] = {}
         self.paused: dict[Subscription, None] = {}
-        self.payer: Subscription | None = None
-        """The earliest subscriber that was attached when the head came; pays for the call."""
+        self.is_paid = False
+        """One of the subscribers, there or gone, `pays` for the call."""
         self.peak = 0
         self.mapped = False
         self.solo = False
@@ -163,11 +163,18 @@ class Flight:
             return
         self.phase = Phase.STREAMING
         self.head = head
-        self.payer = next(iter(self.subscribers), None)
+        self.charge_earliest()
         if shareable:
             self.table.proved_shareable(self)
         else:
             self.table.isolate(self)
+
+    def charge_earliest(self) -> None:
+        """The earliest subscriber that is attached now pays for the call. It is told so, and not kept here: what an
+        exchange leaves behind goes with its last reference, and the collector finds nothing."""
+        for subscription in self.subscribers:
+            subscription.pays = self.is_paid = True
+            return
 
     def append(self, data: bytes) -> None:
         """Add bytes of the body. Nothing is delivered until `flush`."""
@@ -189,7 +196,7 @@ class Flight:
                 self.tape.append(words)
                 self.table.retained_bytes += len(words)
         self.ending = ending
-        self.error = error
+        self.error = error.freed() if error is not None else None
         self.phase = Phase.FILLING if filling and ending is Ending.OK else Phase.ENDED
         self.table.sealed(self)
 
@@ -258,8 +265,7 @@ class Flight:
             data, subscription.position = tape.read(subscription.position, CATCH_UP_BYTES)
             ended = self.phase >= Phase.FILLING and subscription.position == tape.end
             if ended:
-                subscription.finish(self.error)
-                subscription.sink.take(head, data, True)
+                subscription.finish(self.error).take(head, data, True)
                 return
             if head is None and not data:
                 return

@@ -8,7 +8,7 @@ tell from the bytes that it was ever there.
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from proxy.clock import Deadline
 from proxy.errors import Kind, ProxyError
@@ -38,11 +38,26 @@ class Sink(Protocol):
         """The answer can not be shared and belongs to somebody else: make a call of your own."""
 
 
-class Subscription:
-    """One sink's place on one flight. Closed exactly once, by an ending, `leave`, `eject` or a release."""
+class _Nobody:
+    """The sink of a subscription that was closed."""
 
-    # Mutable state: position and head_taken are written by the flight; paused, exit, error and _stall by the methods
-    # here. The rest is fixed when it joins.
+    def take(self, head: Any, data: bytes, ended: bool) -> None:
+        """Nobody is there."""
+
+    def released(self) -> None:
+        """Nobody is there."""
+
+
+_NOBODY: Final = _Nobody()
+
+
+class Subscription:
+    """One sink's place on one flight. Closed exactly once, by an ending, `leave`, `eject` or a release; whoever closes
+    it is handed the sink. From then on it leads to the flight alone, so that what is left of an exchange goes with
+    the last reference to it, and no collector has to look for it."""
+
+    # Mutable state: sink goes when it is closed; position, head_taken and pays are written by the flight; paused, exit,
+    # error and _stall by the methods here. The rest is fixed when it joins.
     __slots__ = (
         "_stall",
         "backlog_bytes",
@@ -54,13 +69,14 @@ class Subscription:
         "joined_state",
         "leads",
         "paused",
+        "pays",
         "position",
         "sink",
     )
 
     def __init__(self, flight: Flight, sink: Sink, leads: bool, joined_at: float, joined_state: str) -> None:
         self.flight = flight
-        self.sink = sink
+        self.sink: Sink = sink
         self.leads = leads
         """A label: the flight was started for this one. Nothing branches on it here."""
         self.joined_at = joined_at
@@ -69,6 +85,8 @@ class Subscription:
         """What was on the tape already when it joined."""
         self.position = 0
         self.paused = False
+        self.pays = False
+        """The call is on its bill: it was the earliest when the head came."""
         self.head_taken = False
         self.exit: Exit | None = None
         self.error: ProxyError | None = None
@@ -108,14 +126,16 @@ class Subscription:
     def eject(self, error: ProxyError) -> None:
         """End this one only, with an error of its own: too slow, out of patience, revoked."""
         if self.exit is None:
-            self._close(Exit.EJECTED, error)
-            self.sink.take(None, b"", True)
+            self._close(Exit.EJECTED, error).take(None, b"", True)
 
-    def _close(self, how: Exit, error: ProxyError | None) -> None:
+    def _close(self, how: Exit, error: ProxyError | None) -> Sink:
+        sink, self.sink = self.sink, _NOBODY
         self.exit = how
         self.error = error
-        self._disarm()
+        if self._stall is not None:
+            self._disarm()
         self.flight.detach(self)
+        return sink
 
     def _stalled(self) -> None:
         self._stall = None
@@ -127,13 +147,10 @@ class Subscription:
             self._stall.cancel()
             self._stall = None
 
-    def finish(self, error: ProxyError | None) -> None:
-        """The flight ended and everything was read; called by the flight just before the last `Sink.take`."""
-        self.exit = Exit.COMPLETE if error is None else Exit.ERROR
-        self.error = error
-        self._disarm()
-        self.flight.detach(self)
+    def finish(self, error: ProxyError | None) -> Sink:
+        """The flight ended and everything was read: who is to be told, by the flight, with the last `Sink.take`."""
+        return self._close(Exit.COMPLETE if error is None else Exit.ERROR, error)
 
-    def release(self) -> None:
+    def release(self) -> Sink:
         """The flight turned out to belong to another subscriber alone."""
-        self._close(Exit.RELEASED, None)
+        return self._close(Exit.RELEASED, None)

@@ -249,11 +249,10 @@ class Table:
             self._cancel(flight)
             return
         _, *others = flight.subscribers
-        for subscription in others:
-            subscription.release()
-        self.released += len(others)
-        for subscription in others:
-            subscription.sink.released()
+        released = [subscription.release() for subscription in others]
+        self.released += len(released)
+        for sink in released:
+            sink.released()
 
     def grew(self, flight: Flight, count: int) -> None:
         """Account for bytes that were appended, and stop keeping them all where a bound is reached."""

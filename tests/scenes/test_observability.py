@@ -455,7 +455,7 @@ async def test_over_a_random_run_every_call_is_paid_exactly_once(monkeypatch: py
             if report.usage is not None and report.attempts:
                 price = report.usage.input_tokens * INPUT + report.usage.output_tokens * OUTPUT
                 billed.append(price)
-                if flight.payer is None:
+                if not flight.is_paid:
                     unpaid.append(price)
 
         monkeypatch.setattr(type(stage.app.books), "flown", see)

@@ -425,7 +425,7 @@ def test_linger_that_expires_cancels(bench):
     assert bench.runner.stopped == []
     bench.advance(0.05)
     assert bench.runner.stopped == [sink.flight]
-    assert sink.flight.payer is None
+    assert not sink.flight.is_paid
     assert bench.table.lingers["cancelled"] == 1
     bench.assert_empty()
 

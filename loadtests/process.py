@@ -39,8 +39,9 @@ _GIVEN: deque[int] = deque(maxlen=32)
 
 
 def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """This environment without what would change the proxy's settings or send loopback through a proxy."""
-    unwanted = ("SAMEFLIGHT_", "OPENAI_", "ANTHROPIC_", "MISTRAL_")
+    """This environment without what would change the proxy's settings, send loopback through a proxy, or have Python
+    compile its sources at every start (an installed package is compiled)."""
+    unwanted = ("SAMEFLIGHT_", "OPENAI_", "ANTHROPIC_", "MISTRAL_", "PYTHONDONTWRITEBYTECODE")
     kept = {
         name: value
         for name, value in os.environ.items()

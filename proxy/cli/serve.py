@@ -79,6 +79,9 @@ def _count_workers() -> int:
 
 
 async def _lead(loaded: Loaded, flags: dict[str, object], workers: int, given: list[socket.socket]) -> int:
+    from proxy.workers.preparing import import_aiohttp
+
+    import_aiohttp()
     from proxy.workers.parent import Parent
 
     parent = Parent(loaded, flags, workers, given=given)
@@ -92,7 +95,9 @@ async def _lead(loaded: Loaded, flags: dict[str, object], workers: int, given: l
 
 def _serve_alone(settings: Settings, logging: Logging, given: list[socket.socket]) -> int:
     from proxy.cli.loop import new_event_loop
+    from proxy.workers.preparing import prepare
 
+    prepare()
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         return runner.run(_serve(settings, logging, given))
 

@@ -10,7 +10,6 @@ import ipaddress
 import math
 import re
 from collections.abc import Callable
-from difflib import get_close_matches
 from typing import Final, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
@@ -229,6 +228,8 @@ def _is_host(host: str) -> bool:
 
 def did_you_mean(word: str, choices: tuple[str, ...] | list[str]) -> str:
     """`` (did you mean 'x'?)`` for the choice that ``word`` resembles, or nothing."""
+    from difflib import get_close_matches  # for mistakes only: 0.4 MB
+
     close = get_close_matches(word, choices, n=1, cutoff=0.6)
     return f" (did you mean '{close[0]}'?)" if close else ""
 

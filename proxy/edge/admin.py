@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 import orjson
-from aiohttp import web
 
+from proxy.edge import web
 from proxy.edge.admin_api import AdminApi
 from proxy.edge.admin_page import PAGE, AdminPage, is_page
 

@@ -14,9 +14,9 @@ from hashlib import sha256
 from typing import Any, Final, Protocol
 
 import orjson
-from aiohttp import web
 
 from proxy.config.keyform import FormError
+from proxy.edge import web
 from proxy.errors import StoreError
 
 MAX_BODY_BYTES: Final = 64 * 1024

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol
 
-from aiohttp import web
-
 from proxy.config.feature_flags import Flags
 from proxy.config.flag_changes import FlagChange, FlagEdit
 from proxy.config.flag_form import (
@@ -26,6 +24,7 @@ from proxy.config.flag_form import (
 from proxy.config.keyform import FormError
 from proxy.config.keys import KeyRecord
 from proxy.config.watch import CatalogHolder
+from proxy.edge import web
 from proxy.edge.admin_api import ApiError, Log, ReadForm, check_method, check_query, integer, reply
 from proxy.errors import StoreError
 

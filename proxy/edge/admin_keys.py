@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from aiohttp import web
-
 from proxy.access.issuing import Issuer, NoSuchKeyError
 from proxy.clock import Clock
 from proxy.config.keyform import FormError, describe_allowance, describe_key, parse_age_s
 from proxy.config.keys import KeyRecord
+from proxy.edge import web
 from proxy.edge.admin_api import ApiError, Log, ReadForm, check_method, check_query, integer, reply
 from proxy.errors import StoreError
 

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
-from aiohttp import web
-
+from proxy.edge import web
 from proxy.edge.admin_api import AdminApi, ApiError, check_method, check_query, reply
 from proxy.edge.admin_figures import Figures
 

@@ -11,11 +11,11 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any, Final
 
-from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
 from proxy.clock import Deadline
+from proxy.edge import web
 from proxy.edge.heads import Extent
 from proxy.edge.relay import Relay
 from proxy.edge.respond import STATUS_LINES

@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final, cast
 
-from aiohttp import web
 from aiohttp.http import RawRequestMessage
 from aiohttp.web_protocol import RequestHandler
 
 from proxy.admission import Intent
 from proxy.clock import Clock
+from proxy.edge import web
 from proxy.edge.body import BodyLimits, Upload, read_whole, too_large
 from proxy.edge.connection import MAX_LINE_BYTES, Connection, Written
 from proxy.edge.heads import PlainHeads

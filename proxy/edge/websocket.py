@@ -11,9 +11,10 @@ import asyncio
 from collections.abc import Awaitable
 from typing import Final, NamedTuple, Protocol
 
-from aiohttp import WSMsgType, web
+from aiohttp import WSMsgType
 
 from proxy.access.identity import VIRTUAL_PREFIX
+from proxy.edge import web
 from proxy.errors import Kind, ProxyError
 from proxy.exchange import Exchange
 from proxy.policy.plan import Plan

@@ -52,12 +52,12 @@ _NOBODY: Final = _Nobody()
 
 
 class Subscription:
-    """One sink's place on one flight. Closed exactly once, by an ending, `leave`, `eject` or a release; whoever closes
-    it is handed the sink. From then on it leads to the flight alone, so that what is left of an exchange goes with
-    the last reference to it, and no collector has to look for it."""
+    """One sink's place on one flight. Closed exactly once, by an ending, `leave`, `eject` or a release; whoever
+    closes it is handed the sink. From then on it leads to the flight alone, so that what is left of an exchange goes
+    with the last reference to it, and no collector has to look for it."""
 
-    # Mutable state: sink goes when it is closed; position, head_taken and pays are written by the flight; paused, exit,
-    # error and _stall by the methods here. The rest is fixed when it joins.
+    # Mutable state: sink goes when it is closed; position, head_taken and pays are written by the flight; paused,
+    # exit, error and _stall by the methods here. The rest is fixed when it joins.
     __slots__ = (
         "_stall",
         "backlog_bytes",

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol
 
 import orjson
-from aiohttp import web
 
+from proxy.edge import web
 from proxy.edge.admin_page import ASKED_HOST, PAGE, is_page
 from proxy.workers.asking import Reply, UnansweredError, ask
 from proxy.workers.child import Child

@@ -23,7 +23,7 @@ from proxy.telemetry.log import Logging, configure_logging
 from proxy.workers import StartError
 from proxy.workers.channel import Channel, Orders, hear_first, pack
 from proxy.workers.listening import Place
-from proxy.workers.starting import start_app
+from proxy.workers.preparing import prepare
 
 if TYPE_CHECKING:
     from proxy.app import App
@@ -102,6 +102,8 @@ class Worker:
 
 async def work(orders: Orders, end: socket.socket, settings: Settings, logging: Logging) -> int:
     """Serve under ``orders``; the exit code."""
+    from proxy.workers.starting import start_app  # imports the app
+
     channel = await Channel.over(end)
     data, admin = (_adopt(orders["data_fd"]), _adopt(orders["admin_fd"]))
     try:
@@ -152,6 +154,7 @@ def main(arguments: list[str]) -> int:
         return 1
     raise_file_limit()
     logging = configure_logging(settings.log_level, settings.log_format, shared=True)
+    prepare()
     try:
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
             return runner.run(work(orders, end, settings, logging))

@@ -99,7 +99,7 @@ LIBRARIES = {
     "aioprometheus": ("telemetry/metrics.py",),
     "structlog": ("telemetry/log.py",),
     "re2": ("linear.py",),
-    "yaml": ("config/document.py",),
+    "yaml": ("config/yaml_text.py",),
     "msgspec": ("config/", "accounting/"),
     "asyncpg": ("store/",),
     "redis": ("valkey.py",),

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from proxy.config.catalog import load_catalog
-from proxy.config.document import read_document
 from proxy.config.patterns import Patterns
 from proxy.config.settings import Settings
+from proxy.config.yaml_text import read_document
 from proxy.errors import ProxyError
 from proxy.policy.patterns import Matched, is_open, match
 from proxy.policy.policies import About

@@ -5,7 +5,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.config.document import MAX_BYTES, CatalogError, read_document, spell
+from proxy.config.document import CatalogError, spell
+from proxy.config.yaml_text import MAX_BYTES, read_document
 
 
 @pytest.fixture(autouse=True, params=["libyaml", "python"])

@@ -43,6 +43,13 @@ def describe_revision() -> str:
     return identity + ("+" if _git("status", "--porcelain", "--", "proxy", "loadtests") else "")
 
 
+def read_stolen_s() -> float:
+    """Seconds that the host has kept from all processors of this (virtual) machine since it was started; 0 where
+    nobody says."""
+    fields = _first_line("/proc/stat").split()
+    return int(fields[8]) / os.sysconf("SC_CLK_TCK") if len(fields) > 8 else 0.0
+
+
 def choose_cores() -> tuple[int, int]:
     """A core for what is measured and another for the load; the same one, with a warning, if there is no other."""
     cores = sorted(os.sched_getaffinity(0))
@@ -58,6 +65,13 @@ def _git(*arguments: str) -> str:
     except OSError:
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _first_line(path: str) -> str:
+    try:
+        return Path(path).read_text("utf-8").partition("\n")[0]
+    except OSError:
+        return ""
 
 
 def _first_value(path: str, name: str) -> str:

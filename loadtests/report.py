@@ -47,6 +47,8 @@ _COLUMNS = {
     "first_event_p99_ms": "first event p99 ms",
     "jitter_p99_ms": "jitter p99 ms",
     "gap_p99_ms": "gap p99 ms",
+    "load_busy": "load core busy",
+    "stolen": "cores kept by host",
     "upstream_calls": "upstream calls",
     "calls_over_oracle": "calls ÷ oracle",
     "key_hit_rate": "key hits",

@@ -18,8 +18,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
+from loadtests import machine
 from loadtests.drive.spec import Result, Spec
 from loadtests.peers import ON_DEMAND, PEERS, Running, Setup, direct
 from loadtests.peers.base import UnavailableError
@@ -52,6 +53,10 @@ class Scale:
 
 QUICK = Scale(quick=True, rounds=2, requests=20_000, closed_s=3.0, soak_s=12.0, limit_s=240.0)
 FULL = Scale(quick=False, rounds=5, requests=60_000, closed_s=60.0, soak_s=1800.0, limit_s=math.inf)
+
+
+_BUSY: Final = 0.9
+"""Share of their core from which load and provider are a limit of their own."""
 
 
 class Upstream(NamedTuple):
@@ -216,9 +221,15 @@ class Stage:
         """One load, measured."""
         upstream.reset()
         before_s = peer.child.cpu_s() if peer.child is not None else 0.0
+        provider_s, stolen_s, began_at = upstream.child.cpu_s(), machine.read_stolen_s(), time.monotonic()
         result = self.drive(spec)
         spent_s = peer.child.cpu_s() - before_s if peer.child is not None else None
-        return self.add(variant, peer, number, result, spent_s, upstream.stats())
+        provider_s, stolen_s = upstream.child.cpu_s() - provider_s, machine.read_stolen_s() - stolen_s
+        busy = (result.figures["load_cpu_s"] + provider_s) / max(result.figures["seconds"], 0.1)
+        if busy > _BUSY and spec.mode != "closed":
+            self.note(f"{variant}, {peer.name}: load and provider needed their whole core; delays are theirs as well")
+        more = {"load_busy": busy, "stolen": stolen_s / (time.monotonic() - began_at)}
+        return self.add(variant, peer, number, result, spent_s, upstream.stats(), **more)
 
     def add(
         self,

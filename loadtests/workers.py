@@ -27,43 +27,10 @@ from typing import Final
 from loadtests.drive import wrk
 from loadtests.drive.spec import Spec
 from loadtests.process import REPO, clean_environment, free_port
+from loadtests.quota import Quota
 
-_PERIOD_US: Final = 10_000
 _START_S: Final = 60.0
-_V1: Final = Path("/sys/fs/cgroup/cpu")
-_V2: Final = Path("/sys/fs/cgroup")
 WANTED: Final = 1.7
-
-
-class Quota:
-    """A control group that has a part of a core. Use as a context manager; it must be empty at the end."""
-
-    def __init__(self, name: str, share: float) -> None:
-        old = (_V1 / "cpu.cfs_quota_us").exists()
-        self._path = (_V1 if old else _V2) / name
-        quota_us = int(share * _PERIOD_US)
-        self._lines = (
-            (("cpu.cfs_period_us", f"{_PERIOD_US}"), ("cpu.cfs_quota_us", f"{quota_us}"))
-            if old
-            else (("cpu.max", f"{quota_us} {_PERIOD_US}"),)
-        )
-
-    def __enter__(self) -> Quota:
-        self._path.mkdir()
-        for name, text in self._lines:
-            (self._path / name).write_text(text, "ascii")
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        for _ in range(100):
-            with suppress(OSError):
-                self._path.rmdir()
-                return
-            time.sleep(0.05)
-
-    def hold(self, pid: int) -> None:
-        """Put a process in it, with all its threads."""
-        (self._path / "cgroup.procs").write_text(str(pid), "ascii")
 
 
 @contextmanager

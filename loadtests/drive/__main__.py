@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -46,7 +47,7 @@ def _evenly(spec: Spec) -> tuple[tuple[float, int], ...]:
 
 
 def main(arguments: list[str]) -> None:
-    text = arguments[0]
+    text, before_s = arguments[0], sum(os.times()[:4])
     spec = load_spec(Path(text[1:]).read_text("utf-8") if text.startswith("@") else text)
     if text.startswith("@") and wrk.is_usable(spec):
         # wrk counts time and not requests; half a minute of any peer is far more than 20,000 of them.
@@ -55,6 +56,7 @@ def main(arguments: list[str]) -> None:
         gc.disable()  # a load lives for seconds, makes few cycles, and must not pause
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
             result = runner.run(run(spec))
+    result.figures["load_cpu_s"] = sum(os.times()[:4]) - before_s  # with wrk, a child
     print(json.dumps(asdict(result)))
 
 

@@ -93,7 +93,7 @@ async def run_pressing(spec: Spec) -> Result:
     render = make_renderer(spec)
     arrivals = [(each / spec.rate, render(spec.first_number + each)) for each in range(spec.requests)]
     try:
-        result = summarize(await load.press(arrivals, spec.skip_s, 10.0))
+        result = summarize(await load.press(arrivals, spec.skip_s, 10.0), spec.good_s)
     finally:
         await load.close()
     result.figures["unasked"] = load.unasked

@@ -54,6 +54,9 @@ class Spec:
     models: int = 0
     """How many models are asked for in turn, ``model-0000`` and so on; 0: all requests name ``gpt-4o-mini``."""
 
+    good_s: float = 1.0
+    """An answer that is whole so long after it should have been asked for is in time."""
+
     def dump(self) -> str:
         return json.dumps(asdict(self))
 
@@ -138,7 +141,7 @@ class Result:
     """Buckets in microseconds, for plots."""
 
 
-def summarize(outcome: Outcome) -> Result:
+def summarize(outcome: Outcome, good_s: float = 1.0) -> Result:
     figures: dict[str, float] = {
         "asked": outcome.asked,
         "answered": outcome.answered,
@@ -148,7 +151,7 @@ def summarize(outcome: Outcome) -> Result:
         "events": outcome.events,
         "shared": outcome.shared,
         "body_bytes": outcome.body_bytes,
-        "within_1s": sum(count for value, count in outcome.latency.buckets() if value <= 1e6),
+        "in_time": sum(count for value, count in outcome.latency.buckets() if value <= good_s * 1e6),
     }
     for name, histogram in (
         ("latency", outcome.latency),

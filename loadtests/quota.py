@@ -29,9 +29,14 @@ class Quota:
         )
 
     def __enter__(self) -> Quota:
+        """Raises ``OSError`` where groups cannot be made; then none is left."""
         self._path.mkdir()
-        for name, text in self._lines:
-            (self._path / name).write_text(text, "ascii")
+        try:
+            for name, text in self._lines:
+                (self._path / name).write_text(text, "ascii")
+        except OSError:
+            self._path.rmdir()
+            raise
         return self
 
     def __exit__(self, *raised: object) -> None:

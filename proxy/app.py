@@ -368,6 +368,7 @@ class App:
                 self.log.info("config_reloaded", generation=result.generation)
 
     def _adopt(self, catalog: Catalog) -> None:
+        self.guarding.prepare(catalog)
         self.fleet.adopt(catalog)
         for problem in catalog.warnings:
             self.log.warning("config_warning", problem=str(problem))

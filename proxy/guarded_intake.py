@@ -320,6 +320,10 @@ class GuardedIntake(Intake):
         self._pausing = None
         super().release()
 
+    def close(self) -> None:
+        super().close()
+        self._stages = self._stage = self._gathers = None  # they know this one
+
     # -- what is held ----------------------------------------------------------------------------------------
 
     def _count(self, size: int) -> None:

@@ -364,7 +364,7 @@ class Intake:
     def fail(self, error: ProxyError, ending: Ending = Ending.FAULT) -> None:
         """The upstream failed: answer from what is stale, call it complete if only the framing is missing, or hand
         the failure to everybody present."""
-        flight = self.flight
+        flight, error = self.flight, error.freed()
         if flight.phase >= Phase.FILLING:
             if not self.report.ended_at:
                 self._close_books()  # broken off from our side: what came until then has its price
@@ -397,10 +397,14 @@ class Intake:
         flight.flush()
 
     def release(self) -> None:
-        """Nothing is held any more. Called once more when the flight is over, however it went."""
+        """Nothing is held any more."""
         if self._held is not None:
             self._held = None
             self.flight.table.retained_bytes -= self._held_bytes
+
+    def close(self) -> None:
+        """The flight is over, however it went."""
+        self.release()
 
     def _last_words(self, error: ProxyError) -> bytes:
         """The dialect's error event, if the bytes so far end where an event may begin."""

@@ -163,7 +163,7 @@ class Production:
                 # The table stops a flight that it has sealed itself; anything else that cancels is the loop's end.
                 intake.fail(ProxyError(Kind.DRAINING, "The proxy is shutting down."), Ending.SHUTDOWN)
         finally:
-            intake.release()
+            intake.close()
             if intake.lead is not None:
                 _tell_end(intake, error)
             flight.filled()

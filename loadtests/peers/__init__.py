@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from loadtests.peers import envoy, litellm, naive, nginx, portkey, sameflight
+from loadtests.peers import envoy, litellm, naive, nginx, portkey, sameflight, variants
 from loadtests.peers.base import Running, Setup, direct
 
 Start = Callable[[Setup], Running]
@@ -16,8 +16,10 @@ PEERS: dict[str, Start] = {
     "naive": naive.start,
     "litellm": litellm.start,
     "portkey": portkey.start,
+    "aiohttp-lane": variants.start_aiohttp_lane,
+    "compiled": variants.start_compiled,
 }
-ON_DEMAND = ("litellm", "portkey")
-"""Large, and installed from their registries; only with ``--with``."""
+ON_DEMAND = ("litellm", "portkey", "aiohttp-lane", "compiled")
+"""Large and installed from their registries, or this proxy in another form; only with ``--with``."""
 
 __all__ = ["ON_DEMAND", "PEERS", "Running", "Setup", "Start", "direct"]

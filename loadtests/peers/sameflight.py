@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import resource
+from collections.abc import Mapping, Sequence
 
 from loadtests.peers.base import Running, Setup
 from loadtests.process import Child, free_port, run_python
 
 
 def start(setup: Setup) -> Running:
+    """As it comes from pip."""
+    return start_as("sameflight", run_python("proxy"), setup)
+
+
+def start_as(
+    name: str, program: Sequence[str], setup: Setup, environment: Mapping[str, str] | None = None
+) -> Running:
+    """``program`` with our usual arguments."""
     port, admin_port = free_port(), free_port()
-    command = run_python(
-        "proxy",
+    command = [
+        *program,
         "serve",
         *("--port", str(port), "--admin-port", str(admin_port)),
         *("--openai-upstream", setup.upstream_url, "--ca-file", setup.ca_file),
@@ -21,10 +30,10 @@ def start(setup: Setup) -> Running:
         # Nor do they need half of the descriptors for upstreams: thousands of them share a call.
         *("--max-connections", str(_most_connections())),
         *setup.flags,
-    )
+    ]
     # Callers with virtual keys need it; the others bring credentials of their own.
-    env = {"OPENAI_API_KEY": "sk-of-the-operator"}
-    child = Child("sameflight", command, setup.core, setup.folder / "sameflight.log", env)
+    env = {"OPENAI_API_KEY": "sk-of-the-operator", **(environment or {})}
+    child = Child(name, command, setup.core, setup.folder / "sameflight.log", env)
     child.start()
     try:
         child.wait_for(port)
@@ -32,7 +41,7 @@ def start(setup: Setup) -> Running:
         child.stop()
         raise
     headers = ("x-sameflight-cache: on",) if setup.caches else ()
-    return Running("sameflight", port, child, admin_port, headers)
+    return Running(name, port, child, admin_port, headers)
 
 
 def _most_connections() -> int:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 
 from loadtests.drive.spec import Spec
 from loadtests.peers import Running
-from loadtests.quota import part_of_a_core
+from loadtests.quota import Quota, part_of_a_core
 from loadtests.stage import Stage, Upstream
 
 ABOUT = (
@@ -27,14 +28,20 @@ def run(stage: Stage) -> None:
         stage.peers(("sameflight",), upstream) as peers,
     ):
         peer = _ours(peers)
-        if quota is None:
+        if not _hold(quota, peer):
             stage.note("the proxy has a whole core, as no control group can be made; the load may be the limit")
-        else:
-            assert peer.child is not None
-            quota.hold(peer.child.pid)
         _press(stage, peer, upstream, "streams", Spec("closed", 0, connections=224, stream=True, good_s=2.0), 2000)
     with stage.upstream(latency_ms=20.0) as upstream, stage.peers(("sameflight",), upstream) as peers:
         _press(stage, _ours(peers), upstream, "whole", Spec("closed", 0, connections=64), 1000, heeds=True)
+
+
+def _hold(quota: Quota | None, peer: Running) -> bool:
+    if quota is None or peer.child is None:
+        return False
+    with suppress(OSError):
+        quota.hold(peer.child.pid)
+        return True
+    return False
 
 
 def _ours(peers: list[Running]) -> Running:

@@ -146,11 +146,10 @@ class Attempt:
         return self._race.winner is not None and not self.won
 
     def let_go(self) -> None:
-        """The call is over: break the cycles, so that nobody's prompt waits for the collector."""
+        """The call is over, and nobody asks who won: break the circles, so that no prompt waits for the collector."""
         self._take = _drop
         self._control = self.stop = None
-        if self.won:
-            self._race = _NO_RACE
+        self._race = _NO_RACE
 
     # -- calls of the transport ------------------------------------------------------------------------------
 

@@ -53,7 +53,7 @@ class Leg:
             attempt.place.leave(Outcome.NEUTRAL)
             self._land(error)
             return
-        attempt.error = error
+        attempt.error = error.freed() if error is not None else None
         target = attempt.target
         try:
             upshot = self._failover.conclude(self._course, target, attempt, self._choice)
@@ -78,6 +78,7 @@ class Leg:
     def cancel(self) -> None:
         """Nobody wants the answer any more."""
         self._over = None
+        self._attempt.let_go()
         self._attempt.place.leave(Outcome.NEUTRAL)
         if self._task is not None:
             self._task.cancel()

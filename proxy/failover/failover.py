@@ -133,6 +133,7 @@ class Failover:
             leg.call = self._sender.start(course, attempt, choice, leg.ended)
         finally:
             if leg.call is None:
+                attempt.let_go()
                 place.withdraw()
                 self._sender.put_back(target, choice)
         if leg.call is None:
@@ -215,7 +216,7 @@ class Failover:
         try:
             passage = course.passages.to(target)
         except ProxyError as unfit:
-            return Upshot("unfit", Outcome.NEUTRAL, again=True, free=True, error=unfit)
+            return Upshot("unfit", Outcome.NEUTRAL, again=True, free=True, error=unfit.freed())
         choice = self._sender.choose_key(course, target)
         if choice is None and not course.routed.own and target.provider.keys:
             error = ProxyError(
@@ -225,7 +226,7 @@ class Failover:
         try:
             place = await self._enter(course, target)
         except ProxyError as busy:
-            return Upshot("crowded", Outcome.NEUTRAL, again=busy.retry is not Retry.NO, free=True, error=busy)
+            return Upshot("crowded", Outcome.NEUTRAL, again=busy.retry is not Retry.NO, free=True, error=busy.freed())
         attempt = self._prepare(course, target, passage, choice, place, race)
         try:
             await self._sender.send(course, attempt, choice)

@@ -66,7 +66,7 @@ class Sender:
             else:
                 await self._transport.exchange(request, attempt, patience)
         except ProxyError as error:
-            attempt.error = error
+            attempt.error = error.freed()
         except asyncio.CancelledError:
             if not attempt.stopped or task.uncancel() > 0:  # somebody else wants it to end
                 raise

@@ -12,7 +12,7 @@ Life of a flight (names of the states as `/flights` shows them):
        └──seal(error) before a head──▶ FAILED         left by everybody──▶ LINGERING or CANCELLED
 
 The phase only grows. LINGERING, SOLO and the words for endings are views of the phase, the subscribers and the
-`Ending`. What the head is, what the bytes mean and who pays is unknown here.
+`Ending`. What the head is, what the bytes mean and what they cost is unknown here.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Flight:
 
     # Mutable state, by who writes it:
     #   production     phase, head, tape, ending, error (through begin, append, seal, filled), producer, report,
-    #                  finishing, last_words, beyond
+    #                  finishing, last_words, beyond, is_paid
     #   subscriptions  subscribers, paused (through attach, detach, pause, resume)
     #   table          mapped, solo, linger, retains
     #   runner         task

@@ -35,7 +35,7 @@ async def start_app(settings: Settings, logging: Logging, place: Place | None = 
 
 
 def _tune_collector() -> None:
-    """What is there at the start stays and is not looked at again; requests leave no cycles behind, so that
+    """What is there at the start stays and is not looked at again; requests leave hardly any cycles behind, so that
     looking for them every few dozen costs more (a twentieth of the CPU) than it finds."""
     gc.collect()
     gc.freeze()

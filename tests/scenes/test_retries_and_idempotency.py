@@ -352,6 +352,7 @@ async def test_an_operation_that_can_not_be_joined_any_more_is_busy(frozen_clock
 
 
 @pytest.mark.parametrize("streams", [False, True])
+@pytest.mark.long
 async def test_a_finished_operation_is_replayed_while_it_is_remembered(
     frozen_clock: FrozenClock, streams: bool
 ) -> None:

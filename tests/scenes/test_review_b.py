@@ -402,6 +402,7 @@ async def test_one_that_goes_before_its_flight_has_begun_is_accounted_all_the_sa
 # -- what is left behind ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 async def test_an_upload_that_was_answered_early_leaves_no_deadline_behind(stage: Stage) -> None:
     """Its pace is nobody's business any more."""
     await run_ticks()

@@ -533,6 +533,7 @@ async def test_names_that_nobody_knows_use_up_no_retries_of_others() -> None:
 
 
 @pytest.mark.parametrize("streams", [False, True], ids=["whole", "streamed"])
+@pytest.mark.long
 async def test_an_attempt_leaves_with_its_answer(streams: bool) -> None:
     """Nothing of a routed request is left for the collector, whose runs hold up everybody's streams."""
     async with Many(ONE, ONLY) as stage:

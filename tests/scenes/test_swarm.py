@@ -496,7 +496,7 @@ SMALL = {
 
 
 @pytest.mark.parametrize(
-    "habits", [name if name == "plain" else pytest.param(name, marks=pytest.mark.long) for name in SMALL]
+    "habits", [name if name == "cached" else pytest.param(name, marks=pytest.mark.long) for name in SMALL]
 )
 async def test_a_small_swarm_gets_right_answers_and_leaves_nothing(habits: str) -> None:
     """A thousand requests, a quarter of them abandoned in some phase; with few questions for very many callers, with

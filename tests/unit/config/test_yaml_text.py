@@ -124,6 +124,7 @@ def test_an_anchor_that_contains_itself_is_refused(text):
     assert problems_of(text) != []
 
 
+@pytest.mark.long
 def test_aliases_that_multiply_are_refused():
     """Nine lines can stand for a thousand million values."""
     lines = ["a0: &a0 x"]

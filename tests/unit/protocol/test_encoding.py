@@ -33,6 +33,7 @@ def test_encoded_body_is_decoded(coding: str) -> None:
 
 
 @codings
+@pytest.mark.long
 def test_large_body_that_does_not_compress_is_decoded(coding: str) -> None:
     """In one piece, beyond any inner buffer."""
     body = random.Random(7).randbytes(1_500_000)
@@ -55,6 +56,7 @@ def test_limit_is_exact(coding: str) -> None:
 
 
 @codings
+@pytest.mark.long
 def test_bomb_is_refused_by_its_ratio(coding: str) -> None:
     """Although the limit would allow its size."""
     encoded = ENCODERS[coding](bytes(20_000_000))
